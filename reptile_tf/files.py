@@ -1,0 +1,39 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from reptile_tf.errors import UserError
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """Opens a binary file that takes the place of `path` only once it is written and on disk.
+
+    Until then an older file at `path` stays as it is; if the body raises, nothing is left behind.
+
+    Raises:
+      UserError: the folder cannot be written to, or the disk is full.
+    """
+    path = pathlib.Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        try:
+            with open(part, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; free the space or choose another folder") from error
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Replaces the file at `path` by `text` (UTF-8), whole or not at all; raises UserError as `replacing` does."""
+    with replacing(path) as file:
+        file.write(text.encode())

@@ -1,0 +1,209 @@
+"""The inner loop: k steps of a stock Keras optimizer on each task of a meta-batch.
+
+All weights of the network are handled as one flat vector. For an elementwise optimizer that is the same computation with
+a hundredth of the operations, phi - W becomes one subtraction, and several tasks are rows of one matrix.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from reptile_tf import layers
+
+Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+class Tasks(NamedTuple):
+    """Few-shot problems, each a pool of samples and the minibatches to be dealt from it.
+
+    Attributes:
+      x: [task, sample, ...] inputs before scaling (uint8 images, say).
+      y: [task, sample] targets; int32 labels for a classifier.
+      minibatches: int32 [task, step, sample in minibatch], indices into the pool.
+      tail: int32 [task, 1, sample in minibatch], the last minibatch of first-order MAML; elsewhere () (no array).
+    """
+
+    x: np.ndarray | tf.Tensor
+    y: np.ndarray | tf.Tensor
+    minibatches: np.ndarray | tf.Tensor
+    tail: np.ndarray | tf.Tensor | tuple[()] = ()
+
+
+def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """The **sum** of the cross-entropies of a minibatch: int [batch], floatx [batch, classes] to a scalar.
+
+    A sum, as in the authors' code: an SGD step on a minibatch of 25 is 25 times a step on its mean.
+    """
+    return tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+
+
+class Network:
+    """A Keras model as a function of a flat weight vector, for one task or for a stack of them.
+
+    Args:
+      model: a built Keras model; batch norm always uses the statistics of the batch at hand.
+      loss: of (targets, outputs) of one minibatch, a scalar.
+      scale: what inputs are multiplied by.
+      stacked: vectorize over the tasks of a stack, to be compiled by XLA; else stacks have one task.
+
+    Raises:
+      ValueError: the model is not built, or has random layers, whose seeds would not advance from step to step.
+    """
+
+    def __init__(self, model: keras.Model, loss: Loss, scale: float = 1.0, stacked: bool = False):
+        if not model.built or not model.trainable_variables:
+            raise ValueError("the model has no weights yet: give it an Input layer or call it once")
+        random = [v.path for v in model.non_trainable_variables if "seed_generator" in v.path]
+        if random:
+            raise ValueError(f"layers with random behaviour (dropout, …) are not supported: {', '.join(random)}")
+        self.stacked = stacked
+        self.scale = scale
+        self.dtype = model.trainable_variables[0].dtype
+        self._loss = loss
+        self._model = layers.inner_loop_copy(model, stacked)
+        self._shapes = [tuple(v.shape) for v in model.trainable_variables]
+        self._sizes = [int(np.prod(shape)) for shape in self._shapes]
+        # Moving averages and the like: read by no forward pass in training mode, and never changed.
+        self._untrained = [v.numpy() for v in model.non_trainable_variables]
+        self.size = sum(self._sizes)
+
+    def flatten(self, weights: Sequence[np.ndarray | tf.Tensor]) -> tf.Tensor:
+        """Joins the trainable weights, in the model's order, to one floatx [weight]."""
+        return tf.concat([tf.reshape(tf.cast(w, self.dtype), [-1]) for w in weights], axis=0)
+
+    def unflatten(self, weights: tf.Tensor) -> list[tf.Tensor]:
+        """Parts floatx [weight] into the trainable weights, in the model's order."""
+        return [tf.reshape(w, s) for w, s in zip(tf.split(weights, self._sizes), self._shapes, strict=True)]
+
+    def outputs(self, weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        """The model's outputs: floatx [stack, weight], [stack, batch, ...] to [stack, batch, ...]."""
+        return self._each(lambda w, x: self._apply(w, x)[0], weights, x)
+
+    def gradient(self, weights: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        """The loss gradient of each task: [stack, weight], [stack, batch, ...], [stack, batch] to [stack, weight]."""
+        return self._each(self._gradient, weights, x, y)
+
+    def _apply(self, weights, x):
+        x = tf.cast(x, self.dtype) * tf.constant(self.scale, self.dtype)
+        outputs, _, penalties = self._model.stateless_call(
+            self.unflatten(weights), self._untrained, x, training=True, return_losses=True
+        )
+        return outputs, penalties
+
+    def _gradient(self, weights, x, y):
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            outputs, penalties = self._apply(weights, x)
+            loss = tf.add_n([self._loss(y, outputs), *penalties])
+        return tape.gradient(loss, weights)
+
+    def _each(self, function, *stacks):
+        if self.stacked:
+            return tf.vectorized_map(lambda rows: function(*rows), stacks, fallback_to_while_loop=False)
+        return function(*(tf.squeeze(stack, 0) for stack in stacks))[tf.newaxis]
+
+
+class Lane:
+    """Scratch weights and optimizer of the tasks of one stack, which step together.
+
+    Attributes:
+      weights: floatx variable [stack, weight].
+      state: the optimizer's variables but for its learning rate: [stack, weight] each (moments), or scalar (counts).
+    """
+
+    def __init__(self, network: Network, optimizer: keras.Optimizer, stack: int, weight_decay: float):
+        self._network = network
+        self._weight_decay = weight_decay
+        self._optimizer = type(optimizer).from_config(optimizer.get_config())
+        self.weights = tf.Variable(tf.zeros([stack, network.size], network.dtype))
+        self._optimizer.build([self.weights])
+        self.state = [v.value for v in self._optimizer.variables if v is not self._optimizer._learning_rate]
+        for slot in self.state:
+            if slot.shape not in ((), self.weights.shape):
+                raise ValueError(f"{optimizer.name} is not elementwise: its state {slot.name} has shape {slot.shape}")
+
+    def start(self, weights: tf.Tensor, state: Sequence[tf.Tensor]) -> None:
+        """Sets every task of the stack to `weights` [weight] and the optimizer to `state` ([weight] or scalar each)."""
+        self.weights.assign(tf.broadcast_to(weights, self.weights.shape))
+        for slot, value in zip(self.state, state, strict=True):
+            slot.assign(tf.broadcast_to(value, slot.shape))
+
+    def adapt(self, tasks: Tasks, minibatches: tf.Tensor) -> tf.Tensor:
+        """Takes one optimizer step on each minibatch, from where the lane stands.
+
+        Args:
+          tasks: [stack, ...], whose pools the minibatches index.
+          minibatches: int32 [stack, step, sample].
+
+        Returns:
+          The weights after the last step, floatx [stack, weight].
+        """
+        for step in tf.range(tf.shape(minibatches)[1]):
+            if self._weight_decay != 1:
+                self.weights.assign(self.weights * tf.constant(self._weight_decay, self.weights.dtype))
+            samples = minibatches[:, step]
+            x = tf.gather(tasks.x, samples, batch_dims=1)
+            y = tf.gather(tasks.y, samples, batch_dims=1)
+            self._optimizer.apply([self._network.gradient(self.weights.value(), x, y)], [self.weights])
+        return self.weights.value()
+
+    def outputs(self, x: tf.Tensor) -> tf.Tensor:
+        """The network's outputs with the lane's weights: [stack, batch, ...] to [stack, batch, ...]."""
+        return self._network.outputs(self.weights.value(), x)
+
+
+class InnerLoop:
+    """Tasks side by side: in one stack, or in independent lanes of one graph that share the CPU's cores.
+
+    Args:
+      network: what to adapt; `network.stacked` chooses between one stack and lanes of one task each.
+      optimizer: a stock elementwise Keras optimizer, taken as a pattern (it is not touched).
+      tasks: how many tasks run side by side.
+      weight_decay: the factor on all weights before every step (1: none).
+
+    Raises:
+      ValueError: the optimizer does not treat every weight by itself, so that it would mix layers or tasks.
+    """
+
+    def __init__(self, network: Network, optimizer: keras.Optimizer, tasks: int, weight_decay: float = 1.0):
+        for setting in ("clipnorm", "global_clipnorm", "use_ema", "gradient_accumulation_steps"):
+            if getattr(optimizer, setting):
+                raise ValueError(f"the inner optimizer must be elementwise: unset {setting}")
+        if isinstance(optimizer, keras.optimizers.Lamb):
+            raise ValueError("the inner optimizer must be elementwise: Lamb scales by the norm of each variable")
+        stack = tasks if network.stacked else 1
+        self.lanes = [Lane(network, optimizer, stack, weight_decay) for _ in range(tasks // stack)]
+
+    def initial_state(self) -> list[tf.Tensor]:
+        """The state of an optimizer that has not stepped: [weight] or scalar each."""
+        return [slot[0] if slot.shape.rank else slot.value() for slot in self.lanes[0].state]
+
+    def map(
+        self,
+        function: Callable[[Lane, Tasks], tf.Tensor],
+        tasks: Tasks,
+        weights: tf.Tensor,
+        state: Sequence[tf.Tensor],
+    ) -> tf.Tensor:
+        """Runs `function` on every lane and its share of the tasks, each starting from `weights` and `state`.
+
+        Returns:
+          The results, [task, ...].
+        """
+        results = []
+        for i, lane in enumerate(self.lanes):
+            lane.start(weights, state)
+            stack = lane.weights.shape[0]
+            share = tf.nest.map_structure(lambda a, at=i * stack, n=stack: a[at : at + n], tasks)
+            results.append(function(lane, share))
+        return tf.concat(results, axis=0)
+
+    def merged_state(self) -> list[tf.Tensor]:
+        """The optimizer states of all tasks made one: moments averaged, counts (equal everywhere) taken over."""
+        merged = []
+        for slots in zip(*(lane.state for lane in self.lanes), strict=True):
+            merged.append(tf.reduce_mean(tf.concat(slots, 0), 0) if slots[0].shape.rank else slots[0].value())
+        return merged

@@ -1,0 +1,101 @@
+"""Stock Keras layers, computed another way where the inner loop needs it.
+
+The subclasses add no weights and no settings: a model is built, saved and exported with the stock layers, and only the
+copy that the inner loop computes with holds these.
+"""
+
+import keras
+import tensorflow as tf
+
+
+class FusedBatchNormalization(keras.layers.BatchNormalization):
+    """Batch normalization over the batch at hand by TensorFlow's fused kernel; Keras uses about ten separate ops."""
+
+    def call(self, inputs, training=None, mask=None):
+        """Float32 [batch, height, width, channel] to the same shape; the moving averages are neither read nor kept."""
+        outputs, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=inputs,
+            scale=self.gamma,
+            offset=self.beta,
+            mean=[],
+            variance=[],
+            epsilon=self.epsilon,
+            is_training=True,
+        )
+        return outputs
+
+
+class MatmulConv2D(keras.layers.Conv2D):
+    """A convolution as patches times one matrix, which tf.vectorized_map can stack over one kernel per task.
+
+    tf.vectorized_map has no rule for Conv2D with a kernel that differs from task to task.
+    """
+
+    def convolution_op(self, inputs, kernel):
+        """[batch, height, width, channel] and [rows, columns, channel, filter] to [batch, height', width', filter]."""
+        rows, columns, channels, filters = kernel.shape
+        row_stride, column_stride = self.strides
+        if self.padding == "same":
+            pads = [_same_padding(*axis) for axis in zip(inputs.shape[1:3], (rows, columns), self.strides, strict=True)]
+            inputs = tf.pad(inputs, [(0, 0), *pads, (0, 0)])
+        height = (inputs.shape[1] - rows) // row_stride + 1
+        width = (inputs.shape[2] - columns) // column_stride + 1
+        patches = tf.concat(
+            [
+                inputs[
+                    :,
+                    row : row + (height - 1) * row_stride + 1 : row_stride,
+                    column : column + (width - 1) * column_stride + 1 : column_stride,
+                ]
+                for row in range(rows)
+                for column in range(columns)
+            ],
+            axis=-1,
+        )
+        flat = tf.reshape(patches, [-1, rows * columns * channels])
+        return tf.reshape(flat @ tf.reshape(kernel, [-1, filters]), [-1, height, width, filters])
+
+
+def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """TensorFlow's "same" padding (before, after) of one axis: the odd pixel goes after."""
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+def inner_loop_copy(model: keras.Model, stacked: bool) -> keras.Model:
+    """A copy of `model` with the same weight list, computing with the layers above wherever they serve.
+
+    Args:
+      model: a built Keras model. Sequential and functional models are copied; a subclassed model is returned as it is.
+      stacked: whether the copy is to run under tf.vectorized_map and XLA (which fuses batch norm by itself).
+    """
+
+    def copied(layer: keras.Layer) -> keras.Layer:
+        fits = _fits_matmul(layer) if stacked else _fits_fused(layer)
+        kind = (MatmulConv2D if stacked else FusedBatchNormalization) if fits else type(layer)
+        return kind.from_config(layer.get_config())
+
+    if type(model).__name__ not in ("Sequential", "Functional"):  # Keras gives the second no public name
+        return model
+    return keras.models.clone_model(model, clone_function=copied)
+
+
+def _fits_fused(layer: keras.Layer) -> bool:
+    return (
+        type(layer) is keras.layers.BatchNormalization
+        and len(layer.input.shape) == 4
+        and layer.axis in (-1, 3)
+        and layer.center
+        and layer.scale
+        and layer.compute_dtype == "float32"  # the kernel has no float64
+    )
+
+
+def _fits_matmul(layer: keras.Layer) -> bool:
+    return (
+        type(layer) is keras.layers.Conv2D
+        and layer.data_format == "channels_last"
+        and layer.groups == 1
+        and tuple(layer.dilation_rate) == (1, 1)
+        and None not in layer.input.shape[1:3]
+    )

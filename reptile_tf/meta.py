@@ -1,0 +1,160 @@
+"""The algorithm: a meta-gradient read off the inner loop, and the outer step that applies it.
+
+Reptile, batched (paper, algorithms 1 and 2):
+
+    for each meta-iteration:
+      for each task of the meta-batch:
+        W = phi after k optimizer steps on minibatches of the task
+      phi <- phi - eps * mean(phi - W)
+
+The last line is a step of plain SGD with learning rate eps, so any stock Keras optimizer may take its place. The other
+algorithms differ only in what stands for phi - W.
+"""
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from reptile_tf.inner_loop import InnerLoop, Lane, Loss, Network, Tasks, cross_entropy
+
+MetaGradient = Callable[[tf.Tensor, Lane, Tasks], tf.Tensor]
+
+
+def reptile(phi: tf.Tensor, lane: Lane, tasks: Tasks) -> tf.Tensor:
+    """phi - U_k(phi) (paper, section 4); with k = 1 it is joint training. Returns [stack, weight]."""
+    return phi - lane.adapt(tasks, tasks.minibatches)
+
+
+def foml(phi: tf.Tensor, lane: Lane, tasks: Tasks) -> tf.Tensor:
+    """First-order MAML, U_{k-1}(phi) - U_k(phi): what the last minibatch alone does. Returns [stack, weight]."""
+    del phi
+    before = lane.adapt(tasks, tasks.minibatches)
+    return before - lane.adapt(tasks, tasks.tail)
+
+
+class MetaLearner:
+    """The initialization phi being learned, with the state of both optimizers.
+
+    Args:
+      model: a built Keras model, whose weights are the first phi; it receives the result by `update_model`.
+      inner_optimizer: elementwise stock Keras optimizer of the inner loop. In training its moments are never reset: they
+        run on from task to task. The paper's is Adam with beta_1 = 0.
+      outer_optimizer: stock Keras optimizer that applies the meta-gradient; its learning rate is set at every step.
+        Plain SGD is the paper's interpolation.
+      meta_gradient: `reptile`, `foml`, or a function like them.
+      meta_batch: tasks per meta-iteration.
+      in_turn: run the tasks one after another, the inner optimizer's state passed on, as the authors' code does. Else
+        side by side: all start from the same state, and the states are averaged afterwards.
+      stacked: one XLA program over all tasks (for a GPU), instead of one branch of the graph per task (for a CPU).
+      weight_decay: factor on all weights before every inner step (1: none).
+      scale: what inputs are multiplied by.
+      loss: of (targets, outputs) of one minibatch.
+
+    Attributes:
+      phi: floatx variable [weight].
+      inner_state: variables, the inner optimizer's state ([weight] or scalar each).
+
+    Raises:
+      ValueError: the model or the inner optimizer does not serve; the message says why.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        inner_optimizer: keras.Optimizer,
+        outer_optimizer: keras.Optimizer,
+        *,
+        meta_gradient: MetaGradient = reptile,
+        meta_batch: int = 1,
+        in_turn: bool = False,
+        stacked: bool = False,
+        weight_decay: float = 1.0,
+        scale: float = 1.0,
+        loss: Loss = cross_entropy,
+    ):
+        self.model = model
+        self.network = Network(model, loss, scale, stacked)
+        self.phi = tf.Variable(self.network.flatten(model.trainable_variables), name="phi")
+        self.inner_optimizer = inner_optimizer
+        self.weight_decay = weight_decay
+        self._meta_gradient = meta_gradient
+        self._in_turn = in_turn
+        self._inner = InnerLoop(self.network, inner_optimizer, 1 if in_turn else meta_batch, weight_decay)
+        self.inner_state = [tf.Variable(value) for value in self._inner.initial_state()]
+        self._outer = type(outer_optimizer).from_config(outer_optimizer.get_config())
+        self._outer.build([self.phi])
+        self._compiled_step = tf.function(self._step, jit_compile=stacked)
+
+    def step(self, tasks: Tasks, meta_step: float) -> float:
+        """One meta-iteration, one compiled call.
+
+        Args:
+          tasks: as many as the meta-batch.
+          meta_step: the outer optimizer's learning rate (the paper's eps).
+
+        Returns:
+          The norm of the meta-gradient; not finite if the inner loop diverged.
+        """
+        return float(self._compiled_step(tasks, tf.constant(meta_step, self.phi.dtype)))
+
+    def _step(self, tasks: Tasks, meta_step: tf.Tensor) -> tf.Tensor:
+        gradient = self._gradient_in_turn(tasks) if self._in_turn else self._gradient_side_by_side(tasks)
+        self._outer.learning_rate.assign(meta_step)
+        self._outer.apply([gradient], [self.phi])
+        return tf.norm(gradient)
+
+    def _gradient_side_by_side(self, tasks: Tasks) -> tf.Tensor:
+        phi = self.phi.value()
+        gradients = self._inner.map(
+            lambda lane, share: self._meta_gradient(phi, lane, share), tasks, phi, self.inner_state
+        )
+        self._keep_state(self._inner.merged_state())
+        return tf.reduce_mean(gradients, axis=0)
+
+    def _gradient_in_turn(self, tasks: Tasks) -> tf.Tensor:
+        phi = self.phi.value()
+        total = tf.zeros_like(phi)
+        for i in tf.range(tf.shape(tasks.y)[0]):
+            task = tf.nest.map_structure(lambda a, i=i: tf.gather(a, [i]), tasks)
+            total += self._inner.map(
+                lambda lane, share: self._meta_gradient(phi, lane, share), task, phi, self.inner_state
+            )[0]
+            self._keep_state(self._inner.merged_state())
+        return total / tf.cast(tf.shape(tasks.y)[0], total.dtype)
+
+    def _keep_state(self, state: list[tf.Tensor]) -> None:
+        for slot, value in zip(self.inner_state, state, strict=True):
+            slot.assign(value)
+
+    def update_model(self) -> keras.Model:
+        """Writes phi into the model's weights and returns the model."""
+        for variable, value in zip(self.model.trainable_variables, self.network.unflatten(self.phi), strict=True):
+            variable.assign(value)
+        return self.model
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that training changes, by name: phi and both optimizers' state. A later change does not touch it."""
+        return {name: variable.numpy().copy() for name, variable in self._variables().items()}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Sets what `state` gave.
+
+        Raises:
+          ValueError: the names or shapes are those of another network or optimizer.
+        """
+        variables = self._variables()
+        theirs = {name: value.shape for name, value in state.items()}
+        ours = {name: tuple(variable.shape) for name, variable in variables.items()}
+        if theirs != ours:
+            raise ValueError(f"the state is of another network or optimizer: it has {theirs}, not {ours}")
+        for name, variable in variables.items():
+            variable.assign(state[name])
+
+    def _variables(self) -> dict[str, tf.Variable]:
+        outer = [v.value for v in self._outer.variables if v is not self._outer._learning_rate]
+        named = {"phi": self.phi}
+        named |= {f"inner/{i}": variable for i, variable in enumerate(self.inner_state)}
+        named |= {f"outer/{i}": variable for i, variable in enumerate(outer)}
+        return named

@@ -1,0 +1,39 @@
+"""The paper's two networks, as stock Keras models (paper, appendix A; sizes as in the authors' code)."""
+
+import keras
+from keras import layers
+
+
+def omniglot(classes: int, filters: int = 64) -> keras.Sequential:
+    """Four strided convolutions: floatx [batch, 28, 28, 1] to logits [batch, classes].
+
+    Args:
+      classes: the ways of a task.
+      filters: channels of each convolution.
+    """
+    model = keras.Sequential([layers.Input((28, 28, 1))], name="omniglot")
+    for block in range(1, 5):
+        model.add(layers.Conv2D(filters, 3, strides=2, padding="same", name=f"conv{block}"))
+        model.add(layers.BatchNormalization(name=f"norm{block}"))
+        model.add(layers.ReLU(name=f"relu{block}"))
+    model.add(layers.Flatten(name="flatten"))
+    model.add(layers.Dense(classes, name="logits"))
+    return model
+
+
+def miniimagenet(classes: int, filters: int = 32) -> keras.Sequential:
+    """Four convolutions, each pooled after its norm: floatx [batch, 84, 84, 3] to logits [batch, classes].
+
+    Args:
+      classes: the ways of a task.
+      filters: channels of each convolution.
+    """
+    model = keras.Sequential([layers.Input((84, 84, 3))], name="miniimagenet")
+    for block in range(1, 5):
+        model.add(layers.Conv2D(filters, 3, padding="same", name=f"conv{block}"))
+        model.add(layers.BatchNormalization(name=f"norm{block}"))
+        model.add(layers.MaxPooling2D(2, strides=2, padding="same", name=f"pool{block}"))
+        model.add(layers.ReLU(name=f"relu{block}"))
+    model.add(layers.Flatten(name="flatten"))
+    model.add(layers.Dense(classes, name="logits"))
+    return model

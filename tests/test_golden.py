@@ -1,0 +1,124 @@
+"""Trajectories of the authors' TensorFlow 1 code, reproduced in float64 by the code that trains."""
+
+import json
+import os
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+
+from reptile_tf import models
+from reptile_tf.evaluate import EvalTasks, Evaluator
+from reptile_tf.inner_loop import Tasks
+from reptile_tf.meta import MetaLearner, foml, reptile
+
+GOLDEN = os.environ.get("REPTILE_GOLDEN")
+TOLERANCE = {"sgd": 1e-6, "adam": 1e-4}  # the original's Adam has a float32 rate and epsilon
+
+pytestmark = pytest.mark.skipif(not GOLDEN, reason="REPTILE_GOLDEN names no folder of golden trajectories")
+
+
+@pytest.fixture
+def float64():
+    keras.config.set_floatx("float64")
+    yield
+    keras.config.set_floatx("float32")
+
+
+class Golden:
+    """One recorded file: two meta-iterations and one evaluation."""
+
+    def __init__(self, name: str):
+        self.arrays = np.load(pathlib.Path(GOLDEN) / f"{name}.npz", allow_pickle=False)
+        self.config = json.loads(str(self.arrays["config"]))
+
+    def weights(self, stage: int) -> list[np.ndarray]:
+        return [self.arrays[f"w{stage}_{i:02}"] for i in range(len(self.arrays["names"]))]
+
+    def images(self, name: str) -> np.ndarray:
+        """Images as one pool per leading index: [task, sample, height, width, channel]."""
+        images = self.arrays[name]
+        size = (84, 84, 3) if "mini" in self.config else (28, 28, 1)
+        return images.reshape(len(images), -1, *size)
+
+    def training(self, iteration: int) -> Tasks:
+        x, y = self.images(f"x{iteration}"), self.arrays[f"y{iteration}"]
+        tasks, steps, size = y.shape
+        minibatches = np.tile(np.arange(steps * size, dtype=np.int32).reshape(steps, size), (tasks, 1, 1))
+        y, tail = y.reshape(tasks, -1), ()
+        if "tail" in self.config:
+            tail_y = self.arrays[f"tail_y{iteration}"]
+            tail = np.tile(np.arange(tail_y.shape[1], dtype=np.int32) + y.shape[1], (tasks, 1, 1))
+            x, y = np.concatenate([x, self.images(f"tail_x{iteration}")], 1), np.concatenate([y, tail_y], 1)
+        elif self.config["algo"] == "foml":
+            minibatches, tail = minibatches[:, :-1], minibatches[:, -1:]
+        return Tasks(x, y.astype(np.int32), minibatches, tail)
+
+    def evaluation(self) -> EvalTasks:
+        support_x, support_y = self.images("eval_train_x"), self.arrays["eval_train_y"]
+        x, y = self.images("eval_x"), self.arrays["eval_y"]
+        where = [[np.flatnonzero((support_x[0] == image).all((1, 2, 3)))[0] for image in step] for step in x]
+        minibatches = np.array(where, np.int32)
+        np.testing.assert_array_equal(support_y[0][minibatches], y)
+        support = Tasks(support_x, support_y.astype(np.int32), minibatches[np.newaxis])
+        return EvalTasks(support, self.images("eval_test_x"), self.arrays["eval_test_y"])
+
+    def learner(self, **options) -> MetaLearner:
+        network = models.miniimagenet if "mini" in self.config else models.omniglot
+        model = network(self.config["classes"])
+        for variable, value in zip(model.trainable_variables, self.weights(0), strict=True):
+            variable.assign(value)
+        if self.config["opt"] == "adam":
+            inner = keras.optimizers.Adam(self.config["lr"], beta_1=0.0, beta_2=0.999, epsilon=1e-8)
+        else:
+            inner = keras.optimizers.SGD(self.config["lr"])
+        return MetaLearner(
+            model,
+            inner,
+            keras.optimizers.SGD(),
+            meta_gradient=foml if self.config["algo"] == "foml" else reptile,
+            meta_batch=self.config["T"],
+            weight_decay=self.config["wd"],
+            scale=1 / 255 if "mini" in self.config else 1.0,
+            **options,
+        )
+
+
+def assert_weights_agree(golden: Golden, learner: MetaLearner, stage: int) -> None:
+    """‖ours - golden‖ <= tolerance · ‖golden - before‖ for every variable but the conv biases."""
+    ours = learner.network.unflatten(learner.phi)
+    tolerance = TOLERANCE[golden.config["opt"]]
+    for name, w, now, before in zip(
+        golden.arrays["names"], ours, golden.weights(stage), golden.weights(stage - 1), strict=True
+    ):
+        if "conv" in str(name) and "bias" in str(name):
+            continue  # its gradient is zero but for rounding
+        assert np.linalg.norm(w - now) <= tolerance * np.linalg.norm(now - before), name
+
+
+CASES = [
+    ("reptile_sgd", {"in_turn": True}),
+    ("reptile_sgd", {"in_turn": False}),
+    ("reptile_sgd", {"stacked": True}),
+    ("reptile_decay_sgd", {"in_turn": False}),
+    ("reptile_adam", {"in_turn": True}),
+    ("reptile_adam", {"in_turn": True, "stacked": True}),
+    ("foml_sgd", {"in_turn": False}),
+    ("foml_tail_sgd", {"in_turn": False}),
+    ("mini_sgd", {"in_turn": False}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_weights_and_logits_follow_the_original(float64, name, options):
+    golden = Golden(name)
+    learner = golden.learner(**options)
+    for iteration, meta_step in enumerate(golden.config["meta"]):
+        learner.step(golden.training(iteration), meta_step)
+        assert_weights_agree(golden, learner, iteration + 1)
+    for transductive, key in ((True, "transductive"), (False, "non_transductive")):
+        logits = Evaluator(learner, transductive, tasks=1).logits(golden.evaluation())[0]
+        expected = golden.arrays[f"eval_logits_{key}"]
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=10 * TOLERANCE[golden.config["opt"]])
+        np.testing.assert_array_equal(logits.argmax(-1), golden.arrays[f"eval_pred_{key}"])
