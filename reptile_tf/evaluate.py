@@ -2,28 +2,18 @@
 
 import math
 import os
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from reptile_tf.inner_loop import InnerLoop, Lane, Tasks
+from reptile_tf import tasks
+from reptile_tf.data.image_classes import ImageClasses
+from reptile_tf.inner_loop import InnerLoop, Lane
 from reptile_tf.meta import MetaLearner
-
-
-class EvalTasks(NamedTuple):
-    """Few-shot problems with held-out queries.
-
-    Attributes:
-      support: the pool that is adapted to and its minibatches.
-      query_x: [task, query, ...] inputs to classify.
-      query_y: int32 [task, query], their labels.
-    """
-
-    support: Tasks
-    query_x: np.ndarray | tf.Tensor
-    query_y: np.ndarray | tf.Tensor
+from reptile_tf.progress import Progress
+from reptile_tf.settings import Settings
+from reptile_tf.tasks import EvalTasks, Tasks
 
 
 class Accuracy(NamedTuple):
@@ -64,11 +54,6 @@ class Evaluator:
         """The logits of every query after adaptation, floatx [task, query, class]; takes `self.tasks` tasks."""
         return self._compiled(batch.support, batch.query_x).numpy()
 
-    def accuracy(self, batches: Iterable[EvalTasks]) -> np.ndarray:
-        """The share of right answers in each task of `batches`, float [task]."""
-        right = [(self.logits(batch).argmax(-1) == batch.query_y).mean(-1) for batch in batches]
-        return np.concatenate(right)
-
     def _logits(self, support: Tasks, query_x: tf.Tensor) -> tf.Tensor:
         # The queries travel to the lanes as one more field of the share.
         def adapt_and_classify(lane: Lane, share: tuple[Tasks, tf.Tensor]) -> tf.Tensor:
@@ -86,3 +71,58 @@ class Evaluator:
             return tf.transpose(by_query, [1, 0, 2])
 
         return self._inner.map(adapt_and_classify, (support, query_x), self._learner.phi, self._learner.inner_state)
+
+
+def meta_test(learner: MetaLearner, classes: ImageClasses, settings: Settings, **options) -> Accuracy:
+    """Few-shot accuracy over `settings.eval_samples` tasks; arguments and errors are those of `accuracy_by_task`."""
+    return Accuracy.of(accuracy_by_task(learner, classes, settings, **options))
+
+
+def accuracy_by_task(
+    learner: MetaLearner,
+    classes: ImageClasses,
+    settings: Settings,
+    *,
+    count: int = 0,
+    stream: int = tasks.EVALUATION,
+    iteration: int = 0,
+    evaluator: Evaluator | None = None,
+    progress: str = "",
+) -> np.ndarray:
+    """The accuracy on each of many few-shot tasks.
+
+    Args:
+      learner: what to adapt; it is left as it is.
+      classes: what tasks are drawn from.
+      settings: ways, shots, and the evaluation's settings.
+      count: how many tasks; by default `settings.eval_samples`.
+      stream: of random numbers, see `tasks`.
+      iteration: the meta-iteration, when monitoring.
+      evaluator: one made before, which saves compiling another.
+      progress: what to call this in a progress line; without it there is none.
+
+    Returns:
+      float64 [count], the share of queries that are classified rightly.
+
+    Raises:
+      UserError: too few classes, or a class with too few images.
+    """
+    tasks.check_enough(classes, settings.classes, settings.shots + 1, "evaluation")
+    evaluator = evaluator or Evaluator(learner, settings.transductive)
+    count = count or settings.eval_samples
+    right = np.zeros(count)
+    with Progress(progress, count, unit="task", silent=not progress) as bar:
+        for first in range(0, count, evaluator.tasks):
+            # The compiled program takes a fixed number of tasks: the last batch is filled up, and the rest not counted.
+            batch = tasks.evaluation_tasks(
+                classes,
+                **settings.evaluation_arguments(),
+                stream=stream,
+                iteration=iteration,
+                first=first,
+                count=evaluator.tasks,
+            )
+            part = (evaluator.logits(batch).argmax(-1) == batch.query_y).mean(-1)[: count - first]
+            right[first : first + len(part)] = part
+            bar.advance(len(part), str(Accuracy.of(right[: first + len(part)])))
+    return right

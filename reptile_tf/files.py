@@ -4,14 +4,13 @@ import contextlib
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import BinaryIO
 
 from reptile_tf.errors import UserError
 
 
 @contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """Opens a binary file that takes the place of `path` only once it is written and on disk.
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives the path of a file to write, which takes the place of `path` once it is written and on disk.
 
     Until then an older file at `path` stays as it is; if the body raises, nothing is left behind.
 
@@ -19,21 +18,22 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
       UserError: the folder cannot be written to, or the disk is full.
     """
     path = pathlib.Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         try:
-            with open(part, "wb") as file:
-                yield file
-                file.flush()
+            yield part
+            with open(part, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; free the space or choose another folder") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; free the space or choose another folder"
+        ) from error
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Replaces the file at `path` by `text` (UTF-8), whole or not at all; raises UserError as `replacing` does."""
-    with replacing(path) as file:
-        file.write(text.encode())
+    with replacing(path) as part:
+        part.write_text(text)

@@ -5,31 +5,15 @@ a hundredth of the operations, phi - W becomes one subtraction, and several task
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from reptile_tf import layers
+from reptile_tf.tasks import Tasks
 
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-
-
-class Tasks(NamedTuple):
-    """Few-shot problems, each a pool of samples and the minibatches to be dealt from it.
-
-    Attributes:
-      x: [task, sample, ...] inputs before scaling (uint8 images, say).
-      y: [task, sample] targets; int32 labels for a classifier.
-      minibatches: int32 [task, step, sample in minibatch], indices into the pool.
-      tail: int32 [task, 1, sample in minibatch], the last minibatch of first-order MAML; elsewhere () (no array).
-    """
-
-    x: np.ndarray | tf.Tensor
-    y: np.ndarray | tf.Tensor
-    minibatches: np.ndarray | tf.Tensor
-    tail: np.ndarray | tf.Tensor | tuple[()] = ()
 
 
 def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

@@ -17,7 +17,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from reptile_tf.inner_loop import InnerLoop, Lane, Loss, Network, Tasks, cross_entropy
+from reptile_tf.inner_loop import InnerLoop, Lane, Loss, Network, cross_entropy
+from reptile_tf.tasks import Tasks
 
 MetaGradient = Callable[[tf.Tensor, Lane, Tasks], tf.Tensor]
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from reptile_tf import models
-from reptile_tf.evaluate import EvalTasks, Evaluator
-from reptile_tf.inner_loop import Tasks
+from reptile_tf.evaluate import Evaluator
 from reptile_tf.meta import MetaLearner, foml, reptile
+from reptile_tf.tasks import EvalTasks, Tasks
 
 GOLDEN = os.environ.get("REPTILE_GOLDEN")
 TOLERANCE = {"sgd": 1e-6, "adam": 1e-4}  # the original's Adam has a float32 rate and epsilon

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
 class ImageClasses:
     """Images grouped by class; classes may differ in size, and a subset shares the images of the whole.
 

@@ -1,0 +1,46 @@
+"""From a command line to an exit code. TensorFlow is imported only once the flags are right."""
+
+import os
+import sys
+
+from reptile_tf import flags
+from reptile_tf.errors import UserError
+
+
+def main(argv: list[str], doc: str, benchmark: str) -> int:
+    """Runs a benchmark's script.
+
+    Args:
+      argv: as sys.argv.
+      doc: the script's docstring, the beginning of --help.
+      benchmark: a name in `run.BENCHMARKS`.
+
+    Returns:
+      The exit code: 0, 1 after a user's mistake, 2 after a bad flag, 130 or 143 after SIGINT or SIGTERM.
+    """
+    program = os.path.basename(argv[0])
+    try:
+        settings, chosen = flags.parse(argv, doc, benchmark)
+    except flags.FlagsError as error:
+        print(f"{program}: {error} (see --help)", file=sys.stderr)
+        return 2
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # start-up messages; what goes wrong is raised too
+    try:
+        from reptile_tf import run
+        from reptile_tf.train import Interrupted
+    except KeyboardInterrupt:
+        return 130
+    again = "the same command goes on from there"
+    try:
+        run.run(settings, chosen, run.BENCHMARKS[benchmark])
+    except UserError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 1
+    except Interrupted as interrupted:
+        number, done = interrupted.args
+        print(f"stopped after {done} meta-iterations, saved in {settings.checkpoint}; {again}")
+        return 128 + number
+    except KeyboardInterrupt:
+        print(f"stopped; training is saved in {settings.checkpoint} up to its newest checkpoint, and {again}")
+        return 130
+    return 0

@@ -1,0 +1,292 @@
+"""Downloads, verifies and unpacks the data sets; fetch_data.sh runs this file, which needs nothing but Python and curl.
+
+Python starts curl, and not the shell, because the bytes then pass through the process that holds the lock: whenever and
+however that one is killed, nothing goes on writing to the partial file. See `bash fetch_data.sh --help`.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import math
+import os
+import pathlib
+import re
+import select
+import shutil
+import stat
+import subprocess
+import sys
+import time
+import unicodedata
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+
+OMNIGLOT_URL = "https://github.com/brendenlake/omniglot/raw/master/python"
+# The `content_digest` of each part's PNG files, because zips that were packed anew at a mirror differ in their bytes.
+OMNIGLOT_PARTS = {
+    "images_background": "7c563fb7d98dbd312c5e0ccb87230ca9d7e8a13d672e5de6186245e7905ed43e",
+    "images_evaluation": "e5a69b751aa33f555bdc92febd48220b69a811b2ff01de32bf4d1bca47bd1809",
+}
+
+_ATTEMPTS = 5
+_MAX_BYTES = 64 << 20  # of one archive, packed or unpacked; the real ones have 10 MB
+_MAX_ENTRIES = 50_000  # in one archive; the real ones have 20,275
+# Failures of curl that may pass: name not resolved, not connected, cut off, TLS, empty, send and receive errors.
+_PASSING = (6, 7, 16, 18, 35, 52, 55, 56, 92)
+
+
+class Failure(Exception):
+    """Why the data could not be fetched; the message is one line with the way out."""
+
+
+def content_digest(files: Iterable[tuple[str, bytes]]) -> str:
+    """Digests `(path, content)` pairs in the order given: sha256 of `path NUL hex-sha256-of-content LF` for each."""
+    digest = hashlib.sha256()
+    for path, content in files:
+        digest.update(f"{path}\0{hashlib.sha256(content).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def checked_members(archive: zipfile.ZipFile, part: str) -> list[zipfile.ZipInfo]:
+    """Lists the PNG files below the folder `part`, sorted by path, after checking that all entries are harmless.
+
+    Raises:
+      Failure: an entry is not a plain relative path below `part`, is neither a file nor a folder, is packed otherwise
+        than stored or deflated, or clashes with another; or there are too many or too large ones.
+    """
+    entries = archive.infolist()
+    if len(entries) > _MAX_ENTRIES or sum(entry.file_size for entry in entries) > _MAX_BYTES:
+        raise Failure("it would unpack to far more than it should")
+    files, folders = {}, set()
+    for entry in entries:
+        name = entry.filename
+        steps = name.removesuffix("/").split("/")
+        if any(step in ("", ".", "..") or re.search(r"[\\:\0-\x1f]", step) for step in steps) or steps[0] != part:
+            raise Failure(f"entry {name!r} does not lie below {part}/")
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        if kind not in (0, stat.S_IFDIR if name.endswith("/") else stat.S_IFREG):
+            raise Failure(f"entry {name!r} is neither a file nor a folder")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or entry.flag_bits & 1:
+            raise Failure(f"entry {name!r} is encrypted or packed in an unusual way")
+        # Some file systems do not tell upper from lower case, or two spellings of an accent, apart.
+        plain = [unicodedata.normalize("NFC", step).casefold() for step in steps]
+        folders.update("/".join(plain[:i]) for i in range(1, len(plain) + name.endswith("/")))
+        if not name.endswith("/"):
+            if "/".join(plain) in files:
+                raise Failure(f"entry {name!r} clashes with another")
+            files["/".join(plain)] = entry
+    for clash in folders & files.keys():
+        raise Failure(f"entry {files[clash].filename!r} clashes with another")
+    return sorted((entry for entry in files.values() if entry.filename.endswith(".png")), key=lambda e: e.filename)
+
+
+def verify(path: pathlib.Path, part: str, digest: str) -> None:
+    """Checks that the zip at `path` is harmless and holds just the PNG files that `digest` stands for.
+
+    Raises:
+      Failure: it is not or does not.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = checked_members(archive, part)
+            found = content_digest((member.filename, archive.read(member)) for member in members)
+    except (Failure, OSError):
+        raise
+    except Exception as error:  # zipfile lets many kinds of error out when the bytes are not those of a sound zip
+        with open(path, "rb") as file:
+            start = file.read(24)
+        raise Failure(f"it is not a sound zip file ({error}) and begins with {start!r}") from error
+    if found != digest:
+        raise Failure(f"its {len(members)} images are not the published ones")
+
+
+def unpack(path: pathlib.Path, part: str, target: pathlib.Path) -> None:
+    """Writes the PNG files of a zip that passed `verify` below `target`."""
+    with zipfile.ZipFile(path) as archive:
+        for member in checked_members(archive, part):
+            file = target / member.filename
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with open(file, "xb") as out:
+                out.write(archive.read(member))
+
+
+def download(url: str, path: pathlib.Path, patience: float) -> None:
+    """Downloads `url` to `path`, going on from the bytes that are there; tries again when the connection breaks.
+
+    Args:
+      url: the address.
+      path: the file, which keeps what has come so far if this fails.
+      patience: seconds to wait for the next byte.
+
+    Raises:
+      Failure: no curl, no connection, no such file there, or no byte for too long.
+    """
+    if shutil.which("curl") is None:
+        raise Failure(f"cannot download {url}: curl is not installed; install it, or put the file at {path} yourself")
+    grown = time.monotonic()
+    for attempt in range(1, _ATTEMPTS + 1):
+        had = path.stat().st_size if path.exists() else 0
+        status, reason = _curl(url, path, had, patience - (time.monotonic() - grown))
+        if status == 0:
+            return
+        if path.stat().st_size > had:
+            grown = time.monotonic()
+        if had and (status in (33, 36) or "error: 416" in reason):  # the server cannot go on from there
+            path.unlink()
+            continue
+        passing = status in _PASSING or re.search(r"error: (408|429|5\d\d)", reason)
+        if not passing or time.monotonic() - grown + attempt >= patience:
+            break
+        time.sleep(attempt)
+    raise Failure(f"cannot download {url} ({reason}); check the network and the address, then run this again")
+
+
+def _curl(url: str, path: pathlib.Path, had: int, patience: float) -> tuple[int, str]:
+    """Lets curl append to `path` once; returns its exit status, 0 when the file is complete, and its error message."""
+    command = ["curl", "--silent", "--show-error", "--fail", "--location", "--globoff", "--continue-at", str(had)]
+    command += [
+        "--connect-timeout",
+        f"{patience:.1f}",
+        "--speed-limit",
+        "100",
+        "--speed-time",
+        str(math.ceil(patience)),
+    ]
+    with (
+        open(path, "ab") as file,
+        subprocess.Popen([*command, "--url", url], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as curl,
+    ):
+        try:
+            size = had
+            while True:
+                # curl's own limits leave out some waits, such as for the second server after a redirect.
+                if not select.select([curl.stdout], [], [], patience + 1)[0]:
+                    return 28, f"no byte for {patience:.0f} seconds"
+                piece = os.read(curl.stdout.fileno(), 1 << 16)
+                file.write(piece)
+                size += len(piece)
+                if size > _MAX_BYTES:
+                    return 63, f"more than {_MAX_BYTES >> 20} MB came, which cannot be it"
+                if sys.stderr.isatty():
+                    print(f"\r{path.name}: {size / 1e6:.1f} MB", end="" if piece else "\n", file=sys.stderr, flush=True)
+                if not piece:
+                    break
+            reason = curl.stderr.read().decode(errors="replace").strip().splitlines()
+            return curl.wait(), reason[-1] if reason else ""
+        finally:
+            curl.kill()
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path) -> Iterator[None]:
+    """Holds the lock file at `path`; it falls with this process, however that ends.
+
+    Raises:
+      Failure: another process holds it.
+    """
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Failure(f"another fetch_data.sh is at work in {path.parent.parent}; wait for it to end") from error
+        yield
+
+
+def fetch_omniglot(
+    base: str,
+    root: pathlib.Path,
+    patience: float,
+    parts: Mapping[str, str] = OMNIGLOT_PARTS,
+) -> None:
+    """Puts the unpacked archives at root/omniglot, whole or not at all; does nothing if they are there.
+
+    Args:
+      base: the address of the folder that the archives lie in.
+      root: the folder of all data sets; made if it is missing.
+      patience: seconds to wait for the next byte.
+      parts: `{archive name without .zip: content digest}`.
+
+    Raises:
+      Failure: whatever hinders it.
+      OSError: `root` cannot be written to, or the disk is full.
+    """
+    target, building, downloads = root / "omniglot", root / ".omniglot.unpacking", root / ".download"
+    downloads.mkdir(parents=True, exist_ok=True)
+    with locked(downloads / "lock"):
+        shutil.rmtree(building, ignore_errors=True)  # from a run that was killed
+        if os.path.lexists(target):
+            if not all(_digest_of_folder(target, part) == digest for part, digest in parts.items()):
+                raise Failure(f"{target} is there but not complete; delete it and run this again to get it from {base}")
+            print(f"{target} is complete, nothing to do", flush=True)
+            return
+        archives = {part: downloads / f"{part}.zip" for part in parts}
+        for part, path in archives.items():
+            url = f"{base.rstrip('/')}/{part}.zip"
+            try:  # the last run may have got this far
+                verify(path, part, parts[part])
+                continue
+            except (Failure, FileNotFoundError):
+                print(f"downloading {url}", flush=True)
+            download(url, path, patience)
+            try:
+                verify(path, part, parts[part])
+            except Failure as error:
+                path.unlink()
+                raise Failure(
+                    f"{url} gave something else: {error}; deleted it, check the address and run this again"
+                ) from error
+        print(f"unpacking into {target}", flush=True)
+        for part, path in archives.items():
+            unpack(path, part, building)
+        os.rename(building, target)
+        for path in archives.values():
+            path.unlink()
+
+
+def _digest_of_folder(folder: pathlib.Path, part: str) -> str:
+    files = sorted((str(file.relative_to(folder)), file) for file in (folder / part).rglob("*.png"))
+    return content_digest((name, file.read_bytes()) for name, file in files)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="fetch_data.sh",
+        description="Downloads a data set, verifies it and puts it in place; run again, it goes on where it stopped.",
+        epilog="Environment: DATA_DIR, the default FOLDER (else data, beside this script); OMNIGLOT_URL, the address "
+        f"of the folder with Omniglot's zips (default {OMNIGLOT_URL}), also a mirror or file:///SOME/FOLDER; "
+        "FETCH_PATIENCE, seconds to wait for a server that sends nothing (60); PYTHON, the interpreter (python3).",
+    )
+    commands = parser.add_subparsers(dest="data_set", required=True, metavar="DATA_SET")
+    omniglot = commands.add_parser("omniglot", help="1,623 handwritten characters; 16 MB to download, 130 MB on disk")
+    repository = pathlib.Path(__file__).resolve().parents[2]
+    root = pathlib.Path(os.environ.get("DATA_DIR") or repository / "data")
+    omniglot.add_argument(
+        "folder", nargs="?", type=pathlib.Path, default=root, metavar="FOLDER", help="put it at FOLDER/omniglot"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        patience = float(os.environ.get("FETCH_PATIENCE") or 60)
+        if not 1 <= patience < 1e6:
+            raise ValueError
+    except ValueError:
+        parser.error("FETCH_PATIENCE must be a number of seconds, 1 or more")
+
+    base = os.environ.get("OMNIGLOT_URL") or OMNIGLOT_URL
+    try:
+        fetch_omniglot(base, options.folder, patience)
+    except Failure as error:
+        print(f"fetch_data.sh: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"fetch_data.sh: cannot put {base} into {options.folder}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("fetch_data.sh: interrupted; run this again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

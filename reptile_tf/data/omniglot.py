@@ -1,0 +1,227 @@
+"""Omniglot (Lake et al. 2015): 1,623 characters of 50 alphabets, each drawn by 20 people.
+
+Raw folders and TensorFlow Datasets give the same arrays, bit for bit: classes are sorted by name, and the drawings of
+a class by their full-size pixels, because the two sources number them differently.
+"""
+
+import io
+import os
+import pathlib
+from collections.abc import Iterable
+
+import numpy as np
+from PIL import Image
+
+from reptile_tf.data import cache
+from reptile_tf.data.image_classes import ImageClasses
+from reptile_tf.errors import UserError
+
+_SIDE = 105  # pixels along each side of an original drawing
+_DRAWINGS = 20  # of each character
+_WAY_OUT = "run: bash fetch_data.sh omniglot, or use --source glyphs"
+
+# Part, alphabet and number of characters.
+_ALPHABETS = {
+    "images_background": {
+        "Alphabet_of_the_Magi": 20,
+        "Anglo-Saxon_Futhorc": 29,
+        "Arcadian": 26,
+        "Armenian": 41,
+        "Asomtavruli_(Georgian)": 40,
+        "Balinese": 24,
+        "Bengali": 46,
+        "Blackfoot_(Canadian_Aboriginal_Syllabics)": 14,
+        "Braille": 26,
+        "Burmese_(Myanmar)": 34,
+        "Cyrillic": 33,
+        "Early_Aramaic": 22,
+        "Futurama": 26,
+        "Grantha": 43,
+        "Greek": 24,
+        "Gujarati": 48,
+        "Hebrew": 22,
+        "Inuktitut_(Canadian_Aboriginal_Syllabics)": 16,
+        "Japanese_(hiragana)": 52,
+        "Japanese_(katakana)": 47,
+        "Korean": 40,
+        "Latin": 26,
+        "Malay_(Jawi_-_Arabic)": 40,
+        "Mkhedruli_(Georgian)": 41,
+        "N_Ko": 33,
+        "Ojibwe_(Canadian_Aboriginal_Syllabics)": 14,
+        "Sanskrit": 42,
+        "Syriac_(Estrangelo)": 23,
+        "Tagalog": 17,
+        "Tifinagh": 55,
+    },
+    "images_evaluation": {
+        "Angelic": 20,
+        "Atemayar_Qelisayer": 26,
+        "Atlantean": 26,
+        "Aurek-Besh": 26,
+        "Avesta": 26,
+        "Ge_ez": 26,
+        "Glagolitic": 45,
+        "Gurmukhi": 45,
+        "Kannada": 41,
+        "Keble": 26,
+        "Malayalam": 47,
+        "Manipuri": 40,
+        "Mongolian": 30,
+        "Old_Church_Slavonic_(Cyrillic)": 45,
+        "Oriya": 46,
+        "Sylheti": 28,
+        "Syriac_(Serto)": 23,
+        "Tengwar": 25,
+        "Tibetan": 42,
+        "ULOG": 26,
+    },
+}
+
+# Drawings by part, then class name: PNG bytes, or directory entries of PNG files.
+_Parts = dict[str, dict[str, list]]
+
+
+def load_raw(data_dir: str | os.PathLike, size: int = 28) -> ImageClasses:
+    """Loads Omniglot from its unpacked archives, both parts together; from a cache in `data_dir` after the first time.
+
+    Args:
+      data_dir: the folder with images_background/ALPHABET/characterNN/*.png and images_evaluation/... .
+      size: height and width to resize to, by nearest neighbour as the paper's code did (1-bit images allow no other).
+
+    Returns:
+      1,623 classes "ALPHABET/characterNN" of 20: uint8 [32460, size, size, 1], 0 ink and 1 background, scale 1.
+
+    Raises:
+      UserError: the folder is missing, not complete (names the alphabets), or holds a damaged PNG (names the file).
+    """
+    data_dir = pathlib.Path(data_dir)
+    if not data_dir.is_dir():
+        raise UserError(f"no Omniglot at {data_dir}; {_WAY_OUT}")
+    try:
+        parts = {part: _scan(data_dir / part) for part in _ALPHABETS}
+        entries = (entry for classes in parts.values() for drawings in classes.values() for entry in drawings)
+        key = cache.fingerprint(data_dir, entries, f"omniglot {size}")
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}; put that right, or {_WAY_OUT}") from error
+    way_out = f"delete {data_dir} and {_WAY_OUT}"
+    return cache.cached(data_dir / f"decoded-{size}.npz", key, lambda: _decode(parts, size, str(data_dir), way_out))
+
+
+def load_tfds(data_dir: str | os.PathLike | None = None, size: int = 28) -> ImageClasses:
+    """Loads Omniglot from TensorFlow Datasets, which downloads it the first time: the same as `load_raw` gives.
+
+    Args:
+      data_dir: where TensorFlow Datasets keeps its data sets; None is its own default.
+      size: height and width to resize to, by nearest neighbour.
+
+    Returns:
+      Arrays, order and names exactly as `load_raw` returns them.
+
+    Raises:
+      UserError: TensorFlow Datasets is not installed, cannot download or prepare Omniglot, or holds a damaged copy.
+    """
+    try:
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder("omniglot", data_dir=data_dir)
+        builder.download_and_prepare()  # returns at once if that was done before
+    except ImportError as error:  # also from the preparation, which imports some packages only then
+        raise UserError(f"{error}; run: pip install {error.name}, or use another --source") from error
+    except Exception as error:  # whatever its network, archive and file layers raise; none of it is ours to mend
+        raise UserError(f"TensorFlow Datasets cannot prepare Omniglot ({_first_line(error)}); {_WAY_OUT}") from error
+
+    folder = pathlib.Path(builder.data_dir)
+    way_out = f"delete {folder} and try again, or {_WAY_OUT}"
+    # The cache lies in the same folder and must not be part of its own key.
+    files = [entry for entry in _visible(folder) if not entry.name.startswith("decoded-")]
+    key = cache.fingerprint(folder, files, f"omniglot {size}")
+
+    def build() -> ImageClasses:
+        splits = {"images_background": "train", "images_evaluation": "test"}
+        try:
+            parts = {part: _read_split(builder, split) for part, split in splits.items()}
+        except Exception as error:  # TensorFlow's and TensorFlow Datasets' own, for records that cannot be read
+            raise UserError(f"cannot read {folder} ({_first_line(error)}); {way_out}") from error
+        return _decode(parts, size, str(folder), way_out)
+
+    return cache.cached(folder / f"decoded-{size}.npz", key, build)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _scan(part: pathlib.Path) -> dict[str, list[os.DirEntry]]:
+    """Lists the PNG files of one part by class name; no check of which are there."""
+    drawings = {}
+    for alphabet in _visible(part) if part.is_dir() else ():
+        for character in _visible(alphabet.path) if alphabet.is_dir() else ():
+            if character.is_dir():
+                files = [file for file in _visible(character.path) if file.name.endswith(".png")]
+                drawings[f"{alphabet.name}/{character.name}"] = files
+    return drawings
+
+
+def _visible(folder: str | os.PathLike) -> list[os.DirEntry]:
+    with os.scandir(folder) as entries:  # hidden files are leftovers of file managers, some of them called ._NAME.png
+        return [entry for entry in entries if not entry.name.startswith(".")]
+
+
+def _read_split(builder, split: str) -> dict[str, list[bytes]]:
+    """Reads the PNG files of one split by class name; they are stored there byte for byte."""
+    import tensorflow_datasets as tfds
+
+    alphabets = builder.info.features["alphabet"].names
+    dataset = builder.as_dataset(split=split, decoders={"image": tfds.decode.SkipDecoding()}, batch_size=512)
+    drawings = {}
+    for batch in tfds.as_numpy(dataset):
+        for alphabet, character, png in zip(batch["alphabet"], batch["alphabet_char_id"], batch["image"], strict=True):
+            drawings.setdefault(f"{alphabets[alphabet]}/character{character + 1:02d}", []).append(png)
+    return drawings
+
+
+def _decode(parts: _Parts, size: int, where: str, way_out: str) -> ImageClasses:
+    """Decodes, sorts and resizes all drawings; raises UserError if any is missing or damaged."""
+    gaps = [gap for part, alphabets in _ALPHABETS.items() for gap in _gaps(part, alphabets, parts[part])]
+    if gaps:
+        raise UserError(f"Omniglot at {where} is not complete: {', '.join(gaps)}; {way_out}")
+    rows = (2 * np.arange(size) + 1) * _SIDE // (2 * size)  # the source pixel under the centre of each target pixel
+    groups = {}
+    drawings = {name: files for classes in parts.values() for name, files in classes.items()}
+    for name in sorted(drawings):
+        full = sorted((_decode_png(png, name, way_out) for png in drawings[name]), key=np.ndarray.tobytes)
+        groups[name] = np.stack(full)[:, rows[:, None], rows, None].astype(np.uint8)
+    return ImageClasses.from_groups(groups)
+
+
+def _gaps(part: str, alphabets: dict[str, int], drawings: dict[str, list]) -> Iterable[str]:
+    """Says what is wrong with one part, alphabet by alphabet; nothing if it is just as it was published."""
+    if not drawings:
+        yield f"all of {part} ({len(alphabets)} alphabets) is missing"
+        return
+    found = {}
+    for name, files in drawings.items():
+        alphabet, character = name.split("/")
+        found.setdefault(alphabet, {})[character] = len(files)
+    for alphabet, count in alphabets.items():
+        characters = found.pop(alphabet, {})
+        full = sum(characters.get(f"character{i:02d}") == _DRAWINGS for i in range(1, count + 1))
+        if not characters:
+            yield f"{alphabet} is missing"
+        elif full < count or len(characters) > count:
+            yield f"{alphabet} has {full} of {count} characters whole and {len(characters) - full} others"
+    for alphabet in sorted(found):
+        yield f"{alphabet} does not belong in {part}"
+
+
+def _decode_png(png: bytes | os.DirEntry, name: str, way_out: str) -> np.ndarray:
+    """One drawing: bool [105, 105]."""
+    try:
+        with Image.open(io.BytesIO(png) if isinstance(png, bytes) else png.path) as image:
+            if image.size != (_SIDE, _SIDE):
+                raise ValueError(f"{image.width}x{image.height} pixels instead of {_SIDE}x{_SIDE}")
+            return np.asarray(image.convert("1"))
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow reports damage by any of the three
+        file = f"a drawing of {name}" if isinstance(png, bytes) else png.path
+        raise UserError(f"cannot read {file} ({error}); {way_out}") from error

@@ -1,0 +1,30 @@
+"""Where and how the tasks run: the device, the mode, the threads. To be settled before TensorFlow does any work."""
+
+import os
+
+import tensorflow as tf
+
+
+def configure(mode: str, tasks_side_by_side: int) -> tuple[bool, str]:
+    """Chooses the mode, sets TensorFlow's threads and makes its ops deterministic.
+
+    Args:
+      mode: "auto", "branches" or "stacked" (see `Settings.mode`).
+      tasks_side_by_side: in training.
+
+    Returns:
+      Whether to stack the tasks into one XLA program, and a line for the log.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    cores = os.cpu_count() or 1
+    stacked = mode == "stacked" or (mode == "auto" and bool(gpus))
+    # Branches: a core each, since small kernels gain little from two. One program, or one task: all cores within an op.
+    within = cores if stacked else max(1, cores // tasks_side_by_side)
+    tf.config.threading.set_intra_op_parallelism_threads(within)
+    tf.config.threading.set_inter_op_parallelism_threads(cores)
+    tf.config.experimental.enable_op_determinism()
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    device = f"{len(gpus)} GPU (the first is used)" if len(gpus) > 1 else "GPU" if gpus else f"CPU, {cores} cores"
+    how = "stacked in one XLA program" if stacked else "branches of one graph"
+    return stacked, f"device: {device}; mode: {how}; threads: {cores} between ops, {within} within an op"

@@ -1,0 +1,109 @@
+"""The command line: absl flags made from `Settings`, with hyphens or underscores, presets and a readable --help."""
+
+import dataclasses
+import shutil
+import sys
+import textwrap
+from typing import Any
+
+from absl import flags
+
+from reptile_tf.settings import PRESETS, Settings, SettingsError
+
+_DEFINE = {
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    bool: flags.DEFINE_boolean,
+    str: flags.DEFINE_string,
+}
+
+
+class FlagsError(Exception):
+    """A command line that cannot be; the message is one line."""
+
+
+def parse(argv: list[str], doc: str, benchmark: str, **defaults: Any) -> tuple[Settings, frozenset[str]]:
+    """Reads a command line.
+
+    Args:
+      argv: as sys.argv, the program's name first. Flags may be written with hyphens or underscores.
+      doc: what --help says first.
+      benchmark: whose presets --preset may name.
+      **defaults: this program's own defaults of settings.
+
+    Returns:
+      The settings (flags given, else the preset's, else the defaults), and the names of those that the user chose, by flag
+      or preset.
+
+    Raises:
+      FlagsError: unknown flag or preset, a value that cannot be, or two that contradict each other.
+      SystemExit: after --help, with code 0.
+    """
+    presets = PRESETS[benchmark]
+    values = flags.FlagValues()
+    flags.DEFINE_string("preset", "", "the paper's setting to start from", flag_values=values)
+    for field in dataclasses.fields(Settings):
+        default = defaults.get(field.name, field.default)
+        _DEFINE[field.type](field.name, default, field.metadata["help"], flag_values=values)
+    if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
+        print(_help(values, doc, presets))
+        sys.exit(0)
+    try:
+        extra = values(_underscored(argv))[1:]
+    except flags.Error as error:
+        raise FlagsError(str(error).replace("\n", " ")) from error
+    if extra:
+        raise FlagsError(f"not a flag: {' '.join(extra)} (flags begin with --)")
+
+    chosen = {}
+    if values.preset:
+        if values.preset not in presets:
+            raise FlagsError(f"unknown preset {values.preset!r}; there are: {', '.join(presets)}")
+        chosen |= presets[values.preset]
+    given = {f.name: values[f.name].value for f in dataclasses.fields(Settings) if values[f.name].present}
+    if given.get("meta_optimizer") == "adam":
+        # Interpolation goes 0.1 to all of the way to W; as the rate of Adam that would throw phi far off.
+        chosen["meta_step"] = given.get("meta_step", 0.001)
+        chosen["meta_step_final"] = chosen["meta_step"]
+    chosen |= given
+    try:
+        return Settings(**(defaults | chosen)), frozenset(chosen)
+    except SettingsError as error:
+        raise FlagsError(str(error)) from error
+
+
+def _underscored(argv: list[str]) -> list[str]:
+    """Hyphens within flag names made underscores, values left alone."""
+    normal = [argv[0]]
+    for i, argument in enumerate(argv[1:], 1):
+        if argument == "--":
+            return normal + argv[i:]
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            argument = "--" + name.replace("-", "_") + equals + value
+        normal.append(argument)
+    return normal
+
+
+def _help(values: flags.FlagValues, doc: str, presets: dict[str, dict[str, Any]]) -> str:
+    width = min(shutil.get_terminal_size().columns, 110)
+    lines = [doc.strip(), "", "Flags, with their defaults (--inner-iters and --inner_iters are the same):"]
+
+    def describe(name: str, text: str, default: Any) -> None:
+        name = name.replace("_", "-")
+        if isinstance(default, bool):
+            lines.append(f"  --[no]{name}")
+        else:
+            lines.append(f"  --{name}" + ("" if default == "" else f" ({default})"))
+        lines.extend(textwrap.wrap(text, width, initial_indent=" " * 8, subsequent_indent=" " * 8))
+
+    describe("preset", "the paper's setting to start from; a flag given beside it wins: " + ", ".join(presets), "")
+    group = None
+    for field in dataclasses.fields(Settings):
+        if field.metadata["group"] != group:
+            group = field.metadata["group"]
+            lines += ["", f"{group}:"]
+        choices = field.metadata["choices"]
+        text = field.metadata["help"] + (f" [{' | '.join(choices)}]" if choices else "")
+        describe(field.name, text, values[field.name].default)
+    return "\n".join(lines)

@@ -1,0 +1,85 @@
+"""The pictures of a run: its learning curve, and one test task after adaptation."""
+
+import pathlib
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from reptile_tf import files
+from reptile_tf.evaluate import Accuracy
+from reptile_tf.tasks import EvalTasks
+
+# Okabe and Ito's colours, which the colour-blind tell apart.
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"
+POINTS = 40
+
+
+def learning_curve(path: pathlib.Path, history: np.ndarray, what: str) -> None:
+    """Draws held-out accuracy against meta-iterations, each point the mean of several looks with its 95 % interval.
+
+    Args:
+      path: of the PNG.
+      history: float64 [task, 3], see `checkpoint.Checkpoint`.
+      what: what was measured, for the title.
+    """
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot(
+        xlabel="meta-iteration", ylabel="accuracy on held-out classes (%)", title=f"{what}, mean and 95 % interval"
+    )
+    groups = np.array_split(np.unique(history[:, 0]), POINTS)
+    at, mean, ci95 = [], [], []
+    for iterations in (group for group in groups if len(group)):
+        accuracy = Accuracy.of(history[np.isin(history[:, 0], iterations), 2])
+        at.append(iterations.mean())
+        mean.append(100 * accuracy.accuracy)
+        ci95.append(100 * accuracy.ci95)
+    at, mean, ci95 = np.array(at), np.array(mean), np.array(ci95)
+    axes.fill_between(at, mean - ci95, mean + ci95, color=BLUE, alpha=0.2, linewidth=0)
+    axes.plot(at, mean, color=BLUE, marker="." if len(at) < POINTS else None)
+    axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def adapted_task(path: pathlib.Path, tasks: EvalTasks, probabilities: np.ndarray) -> None:
+    """Draws the first of `tasks`: a row per class with its support images, its query and the query's probabilities.
+
+    Args:
+      path: of the PNG.
+      tasks: uint8 images; at most five support images of a class are shown.
+      probabilities: float [query, class], of the first task's queries after adaptation.
+    """
+    way = probabilities.shape[1]
+    support = tasks.support.x[0].reshape(way, -1, *tasks.support.x.shape[2:])[:, :5]
+    shots = support.shape[1]
+    figure = Figure(figsize=(1.1 * shots + 5.5, 0.9 * way + 0.7), layout="constrained")
+    grid = figure.subplots(way, shots + 2, squeeze=False, width_ratios=[1] * (shots + 1) + [3])
+    for label, row in enumerate(grid):
+        for shot, axes in enumerate(row[:shots]):
+            _show(axes, support[label, shot])
+        _show(row[shots], tasks.query_x[0, label])
+        right = probabilities[label].argmax() == tasks.query_y[0, label]
+        colors = [GREY] * way
+        colors[tasks.query_y[0, label]] = BLUE
+        bars = row[-1].bar(np.arange(way) + 1, 100 * probabilities[label], color=colors)
+        bars[probabilities[label].argmax()].set_edgecolor("black")
+        row[-1].set(ylim=(0, 100), xticks=np.arange(way) + 1 if way <= 10 else [], yticks=[0, 50, 100])
+        row[-1].tick_params(labelsize=7)
+        row[-1].set_ylabel("%", fontsize=8)
+        row[shots].set_xlabel("right" if right else "wrong", color=BLUE if right else ORANGE, fontsize=8, labelpad=1)
+        row[0].set_ylabel(f"class {label + 1}", fontsize=8)
+    grid[0, 0].set_title("support", fontsize=9)
+    grid[0, shots].set_title("query", fontsize=9)
+    grid[0, -1].set_title("probability of each class (blue: the true one)", fontsize=9)
+    _save(figure, path)
+
+
+def _show(axes: matplotlib.axes.Axes, image: np.ndarray) -> None:
+    gray = image.shape[-1] == 1
+    axes.imshow(image[..., 0] if gray else image, cmap="gray" if gray else None, vmin=0, vmax=image.max() or 1)
+    axes.set(xticks=[], yticks=[])
+
+
+def _save(figure: Figure, path: pathlib.Path) -> None:
+    with files.replacing(path) as part:
+        figure.savefig(part, dpi=110)

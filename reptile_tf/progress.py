@@ -1,0 +1,68 @@
+"""Progress of long work: a live line on a terminal, plain lines in a log."""
+
+import sys
+import time
+from typing import Any
+
+import tqdm
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def say(message: str) -> None:
+    """Prints a line to standard output at once, above a live line if there is one."""
+    tqdm.tqdm.write(message, file=sys.stdout)
+    sys.stdout.flush()
+
+
+class Progress:
+    """Counts towards a total and shows rate and time left.
+
+    Args:
+      what: what is being done.
+      total: units of work in all.
+      done: units done before (a resumed run).
+      unit: the name of one.
+      silent: show nothing.
+    """
+
+    def __init__(self, what: str, total: int, done: int = 0, unit: str = "it", silent: bool = False):
+        self._silent = silent
+        self._what, self._total, self._done, self._unit = what, total, done, unit
+        self._bar = None
+        if sys.stdout.isatty() and not silent:
+            self._bar = tqdm.tqdm(desc=what, total=total, initial=done, unit=f" {unit}", file=sys.stdout, leave=False)
+        self._began = self._said = time.monotonic()
+        self._began_at = done
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self, units: int, note: str = "") -> None:
+        """Reports that `units` more are done; `note` stands at the end of the line."""
+        self._done += units
+        if self._silent:
+            return
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(units)
+            return
+        now = time.monotonic()
+        if now - self._said < SECONDS_BETWEEN_LINES and self._done < self._total:
+            return
+        self._said = now
+        rate = (self._done - self._began_at) / max(now - self._began, 1e-9)
+        left = (self._total - self._done) / rate if rate else float("inf")
+        note = f"  {note}" if note else ""
+        say(f"{self._what} {self._done}/{self._total}  {rate:.1f} {self._unit}/s  {_clock(left)} left{note}")
+
+
+def _clock(seconds: float) -> str:
+    if seconds == float("inf"):
+        return "?"
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"

@@ -1,0 +1,222 @@
+"""What the run scripts share: data and network, training, evaluation, results."""
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from reptile_tf import device, files, models, plots, tasks, train
+from reptile_tf.checkpoint import RunFolder
+from reptile_tf.data import ImageClasses, glyphs, omniglot
+from reptile_tf.errors import UserError
+from reptile_tf.evaluate import Evaluator, meta_test
+from reptile_tf.meta import MetaLearner
+from reptile_tf.progress import say
+from reptile_tf.settings import Settings, flag
+
+Sets = dict[str, ImageClasses]
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """A data set with its network.
+
+    Attributes:
+      name: of the benchmark, in configurations and results.
+      network: from ways and filters to the model.
+      load: from settings to all images.
+      split: from all images and a seed to the sets of classes, "train" and "test" among them.
+      for_training: what is made of the training classes before tasks are drawn from them.
+      held_out: the set of classes to look at while training.
+    """
+
+    name: str
+    network: Callable[[int, int], keras.Model]
+    load: Callable[[Settings], ImageClasses]
+    split: Callable[[ImageClasses, int], Sets]
+    for_training: Callable[[ImageClasses], ImageClasses]
+    held_out: str
+
+
+def _load_omniglot(settings: Settings) -> ImageClasses:
+    if settings.source == "glyphs":
+        return glyphs.load()
+    if settings.source == "tfds":
+        return omniglot.load_tfds(settings.data_dir or None)
+    return omniglot.load_raw(settings.data_dir or "data/omniglot")
+
+
+OMNIGLOT_TRAINING_CHARACTERS = 1200  # of 1,623 (paper, section 6.1); the rest are for testing
+
+BENCHMARKS = {
+    "omniglot": Benchmark(
+        name="omniglot",
+        network=models.omniglot,
+        load=_load_omniglot,
+        split=lambda images, seed: dict(
+            zip(("train", "test"), images.split(OMNIGLOT_TRAINING_CHARACTERS, seed), strict=True)
+        ),
+        for_training=ImageClasses.with_rotations,
+        held_out="test",
+    ),
+}
+
+# What --pretrained takes from the checkpoint and no flag can change.
+OF_THE_NETWORK = ("source", "seed", "classes", "filters", "sgd", "learning_rate", "weight_decay")
+
+
+def run(settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> None:
+    """Trains (unless `settings.pretrained`), evaluates and writes the results.
+
+    Args:
+      settings: of the run.
+      chosen: the names of the settings that the user chose.
+      benchmark: what to run on.
+
+    Raises:
+      UserError: something the user can put right.
+      train.Interrupted: SIGINT or SIGTERM while training.
+    """
+    folder = RunFolder(settings.checkpoint)
+    if settings.pretrained:
+        settings = _of_network_in(folder, settings, chosen, benchmark)
+    stacked, line = device.configure(settings.mode, 1 if settings.in_turn else settings.meta_batch)
+    say(line)
+    images = benchmark.load(settings)
+    say(f"{benchmark.name} ({settings.source}): {len(images):,} classes, {images.counts.sum():,} images")
+    keras.utils.set_random_seed(settings.seed % 2**32)
+    model = benchmark.network(settings.classes, settings.filters)
+    work = _evaluate_pretrained if settings.pretrained else _train_and_evaluate
+    work(model, images, settings, benchmark, folder, stacked)
+
+
+def _train_and_evaluate(
+    model: keras.Model,
+    images: ImageClasses,
+    settings: Settings,
+    benchmark: Benchmark,
+    folder: RunFolder,
+    stacked: bool,
+) -> None:
+    sets = benchmark.split(images, settings.seed)
+    for classes in sets.values():
+        tasks.check_enough(classes, settings.classes, settings.shots + 1, "evaluation")
+    tasks.check_enough(sets["train"], settings.classes, settings.images_per_class, "training")
+    split = {name: list(classes.names) for name, classes in sets.items()}
+    folder.claim({"benchmark": benchmark.name, "settings": settings.determining_weights(), "split": split})
+    say(f"training; checkpoints and TensorBoard events go to {folder.path}")
+    learner = train.meta_train(
+        model,
+        benchmark.for_training(sets["train"]),
+        settings,
+        held_out=sets[benchmark.held_out],
+        folder=folder,
+        stacked=stacked,
+    )
+    evaluator = Evaluator(learner, settings.transductive)
+    results = _evaluate_sets(learner, evaluator, sets, settings)
+    checkpoint = folder.load()
+    results |= _description(settings, benchmark, checkpoint.iteration) | {"training_seconds": checkpoint.seconds}
+    files.write_text(folder.path / "results.json", json.dumps(results, indent=1) + "\n")
+    with files.replacing(folder.path / "model.keras") as part:
+        learner.model.save(part)
+    if len(checkpoint.history):
+        plots.learning_curve(folder.path / "learning_curve.png", checkpoint.history, _task_name(settings, benchmark))
+    batch = tasks.evaluation_tasks(sets["test"], **settings.evaluation_arguments(), count=evaluator.tasks)
+    plots.adapted_task(folder.path / "test_task.png", batch, tf.nn.softmax(evaluator.logits(batch)[0]).numpy())
+    say(f"results.json, model.keras and the pictures are in {folder.path}")
+
+
+def _of_network_in(folder: RunFolder, settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> Settings:
+    """`settings`, but all that determines weights as in the folder; refuses a choice of another network."""
+    config = folder.config()
+    if config["benchmark"] != benchmark.name:
+        raise UserError(f"{folder.path} holds a network for {config['benchmark']}, not for {benchmark.name}")
+    trained = config["settings"]
+    wrong = [name for name in OF_THE_NETWORK if name in chosen and getattr(settings, name) != trained[name]]
+    if wrong:
+        asked = ", ".join(f"{flag(name)} {getattr(settings, name)} (it has {trained[name]})" for name in wrong)
+        raise UserError(f"{folder.path} holds another network than asked for: {asked}; leave these flags out")
+    return dataclasses.replace(settings, **trained)
+
+
+def _evaluate_pretrained(
+    model: keras.Model,
+    images: ImageClasses,
+    settings: Settings,
+    benchmark: Benchmark,
+    folder: RunFolder,
+    stacked: bool,
+) -> None:
+    checkpoint = folder.load()
+    if checkpoint is None:
+        raise UserError(f"no checkpoint in {folder.path} yet: train first")
+    learner = train.make_learner(model, settings, images.scale, stacked)
+    train.restore(learner, checkpoint)
+    say(f"{folder.path}: trained for {checkpoint.iteration} meta-iterations")
+    sets = _split_of(folder, images)
+    results = _evaluate_sets(learner, Evaluator(learner, settings.transductive), sets, settings)
+    results |= _description(settings, benchmark, checkpoint.iteration)
+    name = f"evaluation-{settings.shots}shot{'-transductive' if settings.transductive else ''}.json"
+    files.write_text(folder.path / name, json.dumps(results, indent=1) + "\n")
+    say(f"{name} is in {folder.path}")
+
+
+def _split_of(folder: RunFolder, images: ImageClasses) -> Sets:
+    """The classes by the checkpoint's own split, so that test classes are never ones that it was trained on."""
+    split = folder.config()["split"]
+    where = {name: i for i, name in enumerate(images.names)}
+    missing = [name for names in split.values() for name in names if name not in where]
+    if missing:
+        raise UserError(f"{len(missing)} classes of the checkpoint's split are not here, {missing[0]} for one")
+    return {name: images.subset([where[n] for n in names]) for name, names in split.items()}
+
+
+def _evaluate_sets(learner: MetaLearner, evaluator: Evaluator, sets: Sets, settings: Settings) -> dict[str, Any]:
+    results, began = {}, time.monotonic()
+    for name, classes in sets.items():
+        accuracy = meta_test(learner, classes, settings, evaluator=evaluator, progress=f"{name} tasks")
+        say(f"{name} accuracy: {accuracy}")
+        results[name] = accuracy._asdict()
+    return results | {"evaluation_seconds": time.monotonic() - began}
+
+
+def _task_name(settings: Settings, benchmark: Benchmark) -> str:
+    how = " transductive" if settings.transductive else ""
+    return f"{benchmark.name} ({settings.source}), {settings.shots}-shot {settings.classes}-way{how}"
+
+
+def _description(settings: Settings, benchmark: Benchmark, iteration: int) -> dict[str, Any]:
+    """What must stand beside a number: settings, versions, machine and commit."""
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    return {
+        "task": _task_name(settings, benchmark),
+        "meta_iterations": iteration,
+        "seed": settings.seed,
+        "settings": dataclasses.asdict(settings),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("reptile-tf", "tensorflow", "keras", "numpy")},
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "gpus": gpus},
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The git commit of the code that runs, with "+" if it was changed since; None outside a checkout."""
+    git = ["git", "-C", os.path.dirname(os.path.abspath(__file__))]
+    try:
+        commit, changes = (
+            subprocess.run([*git, *command], capture_output=True, text=True, check=True).stdout.strip()
+            for command in (["rev-parse", "--short=10", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changes else "")

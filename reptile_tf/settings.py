@@ -1,0 +1,173 @@
+"""Every setting of a run, with the original code's defaults, and the paper's settings as presets.
+
+Nothing here imports TensorFlow, so that `--help` and a mistyped flag answer at once.
+"""
+
+import dataclasses
+from typing import Any
+
+# Groups of settings. The first three determine the weights: a run resumes only if all of them are as they were.
+TASKS, INNER, OUTER = "Tasks", "Inner loop (training)", "Outer step"
+EVALUATION, RUNNING = "Evaluation", "Running"
+DETERMINE_WEIGHTS = (TASKS, INNER, OUTER)
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be; the message names the flag and says what it may be."""
+
+
+def _setting(default: Any, group: str, help: str, low: float | None = None, choices: tuple[str, ...] = ()) -> Any:
+    return dataclasses.field(default=default, metadata={"group": group, "help": help, "low": low, "choices": choices})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The paper's hyperparameters and how to run; names, meanings and defaults are the original code's.
+
+    Raises:
+      SettingsError: a value is out of range or two settings contradict each other.
+    """
+
+    # fmt: off
+    source: str = _setting("raw", TASKS, "where the images come from", choices=("raw", "tfds", "glyphs"))
+    seed: int = _setting(0, TASKS, "seed of the split, the first weights and the tasks", low=0)
+    classes: int = _setting(5, TASKS, "ways: classes of a task", low=2)
+    shots: int = _setting(5, TASKS, "images of each class to adapt to in evaluation (in training too, unless "
+                                    "--train-shots)", low=1)
+    train_shots: int = _setting(0, TASKS, "images of each class of a training task (0: as --shots)", low=0)
+    filters: int = _setting(64, TASKS, "channels of each convolution", low=1)
+
+    inner_batch: int = _setting(5, INNER, "samples of a minibatch", low=1)
+    inner_iters: int = _setting(20, INNER, "optimizer steps on a task, k (1 with Reptile: joint training)", low=1)
+    replacement: bool = _setting(False, INNER, "draw each minibatch by itself instead of dealing out the shuffled task")
+    learning_rate: float = _setting(1e-3, INNER, "of the inner optimizer", low=0)
+    sgd: bool = _setting(False, INNER, "plain SGD as inner optimizer instead of Adam with beta_1 = 0")
+    weight_decay: float = _setting(1.0, INNER, "factor on all weights before every step (1: none)", low=0)
+    foml: bool = _setting(False, INNER, "first-order MAML instead of Reptile")
+    foml_tail: int = _setting(0, INNER, "with --foml: images of each class set aside as the last minibatch (0: the "
+                                        "last minibatch is dealt like the others)", low=0)
+    in_turn: bool = _setting(False, INNER, "run the tasks of a meta-batch one after another, Adam's state passed on, "
+                                           "as the original does; else side by side, the states averaged")
+
+    meta_step: float = _setting(0.1, OUTER, "first step size of the outer step (with --meta-optimizer adam: its "
+                                            "learning rate, 0.001 unless given)", low=0)
+    meta_step_final: float = _setting(0.1, OUTER, "last step size; linear in between (with --meta-optimizer adam: as "
+                                                  "--meta-step unless given)", low=0)
+    meta_batch: int = _setting(1, OUTER, "tasks per meta-iteration", low=1)
+    meta_iters: int = _setting(400_000, OUTER, "meta-iterations", low=1)
+    meta_optimizer: str = _setting("sgd", OUTER, "what applies the meta-gradient: sgd is the paper's interpolation",
+                                   choices=("sgd", "adam"))
+
+    transductive: bool = _setting(False, EVALUATION, "classify all queries of a task in one batch")
+    eval_batch: int = _setting(5, EVALUATION, "samples of a minibatch in evaluation", low=1)
+    eval_iters: int = _setting(50, EVALUATION, "optimizer steps on a task in evaluation", low=0)
+    eval_samples: int = _setting(10_000, EVALUATION, "tasks of the final evaluation, for each set of classes", low=1)
+    eval_interval: int = _setting(100, EVALUATION, "meta-iterations between looks at held-out classes while training",
+                                  low=1)
+    eval_tasks: int = _setting(8, EVALUATION, "tasks of each such look", low=1)
+
+    checkpoint: str = _setting("model_checkpoint", RUNNING, "folder of the run: checkpoints, results, pictures")
+    pretrained: bool = _setting(False, RUNNING, "do not train: evaluate what is in --checkpoint")
+    data_dir: str = _setting("", RUNNING, "folder of the images (default: data/NAME; for tfds, its own default)")
+    save_interval: int = _setting(1000, RUNNING, "meta-iterations between checkpoints", low=1)
+    mode: str = _setting("auto", RUNNING, "how tasks run side by side: branches of one graph on the cores of a CPU, or "
+                                          "stacked in one XLA program; auto: stacked on a GPU, else branches",
+                         choices=("auto", "branches", "stacked"))
+    # fmt: on
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, low, choices = getattr(self, field.name), field.metadata["low"], field.metadata["choices"]
+            if low is not None and not low <= value < float("inf"):
+                raise SettingsError(f"{flag(field.name)} must be at least {low}, not {value}")
+            if choices and value not in choices:
+                raise SettingsError(f"{flag(field.name)} must be one of {', '.join(choices)}, not {value!r}")
+        if self.foml_tail and not self.foml:
+            raise SettingsError("--foml-tail needs --foml")
+        if self.foml_tail >= self.images_per_class:
+            raise SettingsError(
+                f"--foml-tail {self.foml_tail} leaves none of the {self.images_per_class} images of a class "
+                "(--train-shots, else --shots) for the other steps"
+            )
+        if self.replacement and self.inner_batch > self.classes * (self.images_per_class - self.foml_tail):
+            raise SettingsError(
+                f"with --replacement a minibatch (--inner-batch {self.inner_batch}) cannot be larger than the task "
+                f"({self.classes} classes x {self.images_per_class - self.foml_tail} images)"
+            )
+        if self.replacement and self.eval_batch > self.classes * self.shots:
+            raise SettingsError(
+                f"with --replacement --eval-batch {self.eval_batch} cannot be larger than the support set "
+                f"({self.classes} classes x {self.shots} images)"
+            )
+
+    @property
+    def images_per_class(self) -> int:
+        """Images of each class of a training task."""
+        return self.train_shots or self.shots
+
+    def training_arguments(self) -> dict[str, Any]:
+        """The arguments of `tasks.training_tasks` that do not change in a run."""
+        return {
+            "way": self.classes,
+            "shots": self.images_per_class,
+            "batch": self.inner_batch,
+            "steps": self.inner_iters,
+            "replacement": self.replacement,
+            "foml": self.foml,
+            "tail_shots": self.foml_tail,
+            "seed": self.seed,
+            "count": self.meta_batch,
+        }
+
+    def evaluation_arguments(self) -> dict[str, Any]:
+        """The arguments of `tasks.evaluation_tasks` that do not change in an evaluation."""
+        return {
+            "way": self.classes,
+            "shots": self.shots,
+            "batch": self.eval_batch,
+            "steps": self.eval_iters,
+            "replacement": self.replacement,
+            "seed": self.seed,
+        }
+
+    def determining_weights(self) -> dict[str, Any]:
+        """The settings that a trained network depends on, by name; `shots` only where training uses it."""
+        chosen = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if _determines(f)}
+        del chosen["shots"]
+        return chosen | {"train_shots": self.images_per_class}
+
+    def schedule(self, iteration: int) -> float:
+        """The outer step size of a meta-iteration, counted from 0: linear, as eps_i in the original code."""
+        done = iteration / self.meta_iters
+        return done * self.meta_step_final + (1 - done) * self.meta_step
+
+
+def _determines(field: dataclasses.Field) -> bool:
+    return field.metadata["group"] in DETERMINE_WEIGHTS
+
+
+def flag(name: str) -> str:
+    """How a setting is written on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def _omniglot(way: int, shots: int) -> dict[str, Any]:
+    common = {
+        "shots": shots,
+        "classes": way,
+        "train_shots": 10,
+        "meta_step": 1.0,
+        "meta_step_final": 0.0,
+        "meta_batch": 5,
+    }
+    if way == 5:
+        inner = {"inner_batch": 10, "inner_iters": 5, "learning_rate": 1e-3, "meta_iters": 100_000, "eval_batch": 5}
+    else:
+        inner = {"inner_batch": 20, "inner_iters": 10, "learning_rate": 5e-4, "meta_iters": 200_000, "eval_batch": 10}
+    return common | inner | {"eval_iters": 50}
+
+
+# The paper's settings (appendix A, tables 1 and 2). `shots` and the eval settings do not touch training.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "omniglot": {f"omniglot-{shots}shot-{way}way": _omniglot(way, shots) for way in (5, 20) for shots in (1, 5)},
+}

@@ -1,0 +1,191 @@
+"""N-way K-shot tasks as index arrays, from a counter-based generator.
+
+Task i of meta-iteration t depends on the seed, t and i alone. So a run that is resumed, or shared out over machines, draws
+the same tasks as one that is not.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from reptile_tf.data.image_classes import ImageClasses
+from reptile_tf.errors import UserError
+
+# Streams of random numbers, so that no two purposes share one.
+TRAINING, MONITORING, EVALUATION = range(3)
+
+
+class Tasks(NamedTuple):
+    """Few-shot problems, each a pool of samples and the minibatches to be dealt from it.
+
+    Attributes:
+      x: [task, sample, ...] inputs before scaling (uint8 images, say).
+      y: [task, sample] targets; int32 labels for a classifier.
+      minibatches: int32 [task, step, sample in minibatch], indices into the pool.
+      tail: int32 [task, 1, sample in minibatch], the last minibatch of first-order MAML; elsewhere () (no array).
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    minibatches: np.ndarray
+    tail: np.ndarray | tuple[()] = ()
+
+
+class EvalTasks(NamedTuple):
+    """Few-shot problems with held-out queries.
+
+    Attributes:
+      support: the pool that is adapted to and its minibatches.
+      query_x: [task, query, ...] inputs to classify.
+      query_y: int32 [task, query], their labels.
+    """
+
+    support: Tasks
+    query_x: np.ndarray
+    query_y: np.ndarray
+
+
+def generator(seed: int, stream: int, iteration: int, task: int) -> np.random.Generator:
+    """The random numbers of one task. `iteration` and `task` may be any non-negative integers below 2**64."""
+    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, task, iteration]))
+
+
+def check_enough(classes: ImageClasses, way: int, images: int, purpose: str) -> None:
+    """Raises UserError unless tasks of `way` classes with `images` images each can be drawn for `purpose`."""
+    if way > len(classes):
+        raise UserError(f"{way} ways need {way} classes, but there are {len(classes)} for {purpose}; lower --classes")
+    least = int(np.argmin(classes.counts))
+    if classes.counts[least] < images:
+        raise UserError(
+            f"class {classes.names[least]} has {classes.counts[least]} images, but {purpose} needs {images} of each "
+            "(--shots and one to classify, or --train-shots); lower them or add images"
+        )
+
+
+def draw_images(classes: ImageClasses, way: int, shots: int, rng: np.random.Generator) -> np.ndarray:
+    """Draws `way` classes and `shots` images of each, both without replacement.
+
+    Returns:
+      int64 [way, shots], indices into `classes.images`; the i-th class drawn is the one with label i.
+    """
+    chosen = rng.choice(len(classes), way, replace=False)
+    return np.stack([classes.starts[c] + rng.choice(classes.counts[c], shots, replace=False) for c in chosen])
+
+
+def deal_minibatches(samples: int, size: int, steps: int, replacement: bool, rng: np.random.Generator) -> np.ndarray:
+    """Minibatches of a pool, as the authors' code deals them.
+
+    Without `replacement` the pool is shuffled and dealt out in order, and shuffled again when it runs out: a minibatch can
+    straddle two shuffles, and always has `size` samples. With it every minibatch is drawn by itself, and no sample is in
+    the same minibatch twice.
+
+    Returns:
+      int32 [steps, size], indices below `samples`.
+
+    Raises:
+      ValueError: with replacement, a minibatch larger than the pool.
+    """
+    if replacement:
+        if size > samples:
+            raise ValueError(f"a minibatch of {size} cannot be drawn from {samples} samples")
+        dealt = [rng.choice(samples, size, replace=False) for _ in range(steps)]
+    else:
+        shuffles = -(-steps * size // samples)
+        dealt = [rng.permutation(samples) for _ in range(shuffles)]
+    return np.concatenate([*dealt, []])[: steps * size].reshape(steps, size).astype(np.int32)
+
+
+def training_tasks(
+    classes: ImageClasses,
+    *,
+    way: int,
+    shots: int,
+    batch: int,
+    steps: int,
+    replacement: bool = False,
+    foml: bool = False,
+    tail_shots: int = 0,
+    seed: int,
+    iteration: int,
+    count: int,
+) -> Tasks:
+    """The meta-batch of one meta-iteration.
+
+    Args:
+      classes: what to draw from.
+      way: classes of a task.
+      shots: images of each class.
+      batch: samples of a minibatch.
+      steps: minibatches of a task, k.
+      replacement: see `deal_minibatches`.
+      foml: part the last minibatch from the others, for first-order MAML.
+      tail_shots: set this many images of each class aside, and let them all be the last minibatch.
+      seed: of the run.
+      iteration: counts meta-iterations from 0.
+      count: tasks in the meta-batch.
+
+    Returns:
+      Tasks with uint8 [count, way * shots, height, width, channel] images.
+    """
+    images, minibatches, tails = [], [], []
+    # Image s of class c is sample c * shots + s of the pool; the last `tail_shots` of each class are set aside.
+    pool = np.arange(way * shots, dtype=np.int32).reshape(way, shots)
+    used, aside = pool[:, : shots - tail_shots].ravel(), pool[:, shots - tail_shots :].ravel()
+    for task in range(count):
+        rng = generator(seed, TRAINING, iteration, task)
+        images.append(draw_images(classes, way, shots, rng).ravel())
+        dealt = used[deal_minibatches(used.size, batch, steps - bool(tail_shots), replacement, rng)]
+        if tail_shots:
+            dealt = (dealt, aside[np.newaxis])
+        elif foml:
+            dealt = (dealt[:-1], dealt[-1:])
+        else:
+            dealt = (dealt, ())
+        minibatches.append(dealt[0])
+        tails.append(dealt[1])
+    labels = np.tile(np.repeat(np.arange(way, dtype=np.int32), shots), (count, 1))
+    return Tasks(classes.images[np.stack(images)], labels, np.stack(minibatches), np.stack(tails) if foml else ())
+
+
+def evaluation_tasks(
+    classes: ImageClasses,
+    *,
+    way: int,
+    shots: int,
+    batch: int,
+    steps: int,
+    replacement: bool = False,
+    seed: int,
+    stream: int = EVALUATION,
+    iteration: int = 0,
+    first: int = 0,
+    count: int,
+) -> EvalTasks:
+    """Tasks `first` to `first + count - 1` of an evaluation: `shots` images of each class to adapt to, one to classify.
+
+    Args:
+      classes: what to draw from; each class needs `shots` + 1 images.
+      way: classes of a task.
+      shots: support images of each class.
+      batch: samples of a minibatch of the adaptation.
+      steps: minibatches of the adaptation.
+      replacement: see `deal_minibatches`.
+      seed: of the run.
+      stream: EVALUATION or MONITORING.
+      iteration: the meta-iteration, when monitoring.
+      first: number of the first task.
+      count: how many.
+
+    Returns:
+      EvalTasks with uint8 [count, way * shots, …] support and [count, way, …] query images.
+    """
+    support, query, minibatches = [], [], []
+    for task in range(first, first + count):
+        rng = generator(seed, stream, iteration, task)
+        drawn = draw_images(classes, way, shots + 1, rng)
+        query.append(drawn[:, -1])
+        support.append(drawn[:, :-1].ravel())
+        minibatches.append(deal_minibatches(way * shots, batch, steps, replacement, rng))
+    label = np.arange(way, dtype=np.int32)
+    pool = Tasks(classes.images[np.stack(support)], np.tile(np.repeat(label, shots), (count, 1)), np.stack(minibatches))
+    return EvalTasks(pool, classes.images[np.stack(query)], np.tile(label, (count, 1)))

@@ -1,0 +1,195 @@
+"""The training loop: schedule, looks at held-out classes, checkpoints, resume."""
+
+import contextlib
+import pathlib
+import signal
+import time
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from reptile_tf import tasks
+from reptile_tf.checkpoint import Checkpoint, RunFolder
+from reptile_tf.data.image_classes import ImageClasses
+from reptile_tf.errors import UserError
+from reptile_tf.evaluate import Accuracy, Evaluator, accuracy_by_task
+from reptile_tf.meta import MetaLearner, foml, reptile
+from reptile_tf.progress import Progress
+from reptile_tf.settings import Settings
+
+# The running accuracy is that of so many tasks of the latest looks.
+RUNNING_TASKS = 100
+
+
+class Interrupted(Exception):
+    """A signal ended training; `args` are the signal's number and the meta-iterations done, all of them saved."""
+
+
+def meta_train(
+    model: keras.Model,
+    classes: ImageClasses,
+    settings: Settings,
+    *,
+    held_out: ImageClasses | None = None,
+    folder: RunFolder | None = None,
+    stacked: bool = False,
+) -> MetaLearner:
+    """Meta-trains a classifier.
+
+    Args:
+      model: a built Keras model from images to one logit per way; it receives the result.
+      classes: what training tasks are drawn from.
+      settings: the paper's hyperparameters.
+      held_out: classes to look at while training; without them there is no learning curve.
+      folder: where checkpoints go and come from; without it nothing is written.
+      stacked: see `MetaLearner`.
+
+    Returns:
+      The learner, to be evaluated; its model is the one given.
+
+    Raises:
+      UserError: too few classes or images; a checkpoint that does not fit; a loss that is not finite.
+      Interrupted: SIGINT or SIGTERM; what was done is saved.
+    """
+    learner, checkpoint = make_learner(model, settings, classes.scale, stacked), None
+    tasks.check_enough(classes, settings.classes, settings.images_per_class, "training")
+    if folder is not None:
+        checkpoint = folder.load()
+    if checkpoint is None:
+        checkpoint = Checkpoint(0, 0.0, learner.state(), np.zeros([0, 3]))
+    restore(learner, checkpoint)
+    if checkpoint.iteration < settings.meta_iters:
+        _train(learner, classes, settings, held_out, folder, checkpoint)
+    learner.update_model()
+    return learner
+
+
+def make_learner(model: keras.Model, settings: Settings, scale: float, stacked: bool = False) -> MetaLearner:
+    """The learner that `settings` describe."""
+    if settings.sgd:
+        inner = keras.optimizers.SGD(settings.learning_rate)
+    else:
+        inner = keras.optimizers.Adam(settings.learning_rate, beta_1=0.0, beta_2=0.999, epsilon=1e-8)
+    return MetaLearner(
+        model,
+        inner,
+        keras.optimizers.Adam() if settings.meta_optimizer == "adam" else keras.optimizers.SGD(),
+        meta_gradient=foml if settings.foml else reptile,
+        meta_batch=settings.meta_batch,
+        in_turn=settings.in_turn,
+        stacked=stacked,
+        weight_decay=settings.weight_decay,
+        scale=scale,
+    )
+
+
+def restore(learner: MetaLearner, checkpoint: Checkpoint) -> None:
+    """Sets the learner to a checkpoint; raises UserError if it is of another network or optimizer."""
+    try:
+        learner.restore(checkpoint.state)
+    except ValueError as error:
+        raise UserError(f"the checkpoint does not fit: {error}") from error
+
+
+def _train(
+    learner: MetaLearner,
+    classes: ImageClasses,
+    settings: Settings,
+    held_out: ImageClasses | None,
+    folder: RunFolder | None,
+    checkpoint: Checkpoint,
+) -> None:
+    done, history = checkpoint.iteration, list(checkpoint.history)
+    began = time.monotonic() - checkpoint.seconds
+    look = None
+    if held_out is not None:
+        tasks.check_enough(held_out, settings.classes, settings.shots + 1, "evaluation")
+        evaluator = Evaluator(learner, settings.transductive)
+
+        def look(iteration: int) -> np.ndarray:
+            return accuracy_by_task(
+                learner,
+                held_out,
+                settings,
+                count=settings.eval_tasks,
+                stream=tasks.MONITORING,
+                iteration=iteration,
+                evaluator=evaluator,
+            )
+
+    def save() -> None:
+        if folder is not None:
+            rows = np.array(history).reshape(-1, 3)
+            folder.save(Checkpoint(done, time.monotonic() - began, learner.state(), rows))
+
+    note = ""
+    with (
+        _signals() as caught,
+        _events(folder) as events,
+        Progress("meta-iteration", settings.meta_iters, done) as progress,
+    ):
+        while done < settings.meta_iters and not caught:
+            batch = tasks.training_tasks(classes, iteration=done, **settings.training_arguments())
+            norm = learner.step(batch, settings.schedule(done))
+            if not np.isfinite(norm):
+                raise UserError(_diverged(done, folder))
+            done += 1
+            if look and done % settings.eval_interval == 0:
+                accuracies = look(done)
+                history += [(done, time.monotonic() - began, accuracy) for accuracy in accuracies]
+                running = Accuracy.of(np.array(history[-RUNNING_TASKS:])[:, 2])
+                note = f"held-out accuracy {running}"
+                events(done, accuracy=accuracies.mean(), running_accuracy=running.accuracy, meta_gradient_norm=norm)
+            if done % settings.save_interval == 0:
+                save()
+            progress.advance(1, note)
+        save()
+    if caught:
+        raise Interrupted(caught[0], done)
+
+
+def _diverged(iteration: int, folder: RunFolder | None) -> str:
+    kept = folder.iterations() if folder is not None else []
+    last = (
+        f"the last good checkpoint, of meta-iteration {kept[-1]}, is kept in {folder.path}" if kept else "none is saved"
+    )
+    return (
+        f"the loss is not finite at meta-iteration {iteration}: training stops, {last}; "
+        "lower --learning-rate or --meta-step"
+    )
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them, so that the meta-iteration at hand can end."""
+    caught: list[int] = []
+    try:
+        old = {n: signal.signal(n, lambda number, _: caught.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread, where signals are not ours to take
+        old = {}
+    try:
+        yield caught
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _events(folder: RunFolder | None) -> Iterator:
+    """A function that writes named scalars of a step to TensorBoard events."""
+    if folder is None:
+        yield lambda step, **scalars: None
+        return
+    writer = tf.summary.create_file_writer(str(pathlib.Path(folder.path) / "events"))
+
+    def write(step: int, **scalars: float) -> None:
+        with writer.as_default(step):
+            for name, value in scalars.items():
+                tf.summary.scalar(name, value)
+
+    try:
+        yield write
+    finally:
+        writer.close()

@@ -1,0 +1,62 @@
+"""Images grouped by class: parts of a set, and classes turned by quarter turns."""
+
+import numpy as np
+import pytest
+
+from reptile_tf.data import ImageClasses
+
+
+def numbered(counts, side=3):
+    """Classes c0, c1, ... whose pixels all differ, counting up from 0."""
+    pixels = np.arange(sum(counts) * side * side, dtype=np.uint8).reshape(-1, side, side, 1)
+    parts = np.split(pixels, np.cumsum(counts)[:-1])
+    return ImageClasses.from_groups({f"c{i}": part for i, part in enumerate(parts)}, scale=0.5)
+
+
+def test_a_subset_shares_the_images_and_keeps_ragged_classes_apart():
+    whole = numbered([2, 1, 3])
+    part = whole.subset([2, 0])
+    assert part.names == ("c2", "c0")
+    assert part.scale == 0.5
+    np.testing.assert_array_equal(part.of_class(0).ravel(), np.arange(27, 54))
+    np.testing.assert_array_equal(part.of_class(1).ravel(), np.arange(18))
+    assert np.shares_memory(part.of_class(0), whole.of_class(2))
+
+
+def test_split_parts_the_classes_by_seed_alone():
+    whole = numbered([1] * 20)
+    train, test = whole.split(15, seed=3)
+    assert len(train) == 15
+    assert sorted(train.names + test.names) == sorted(whole.names)
+    assert train.names != whole.names[:15]
+    assert whole.split(15, seed=3)[0].names == train.names
+    assert whole.split(15, seed=4)[0].names != train.names
+    for part in (train, test):
+        for i, name in enumerate(part.names):
+            np.testing.assert_array_equal(part.of_class(i), whole.of_class(int(name[1:])))
+
+
+@pytest.mark.parametrize("first", [0, 3, 4])
+def test_split_leaves_some_classes_on_both_sides(first):
+    with pytest.raises(ValueError, match=f"cannot take {first} of 3"):
+        numbered([1, 1, 1]).split(first, seed=0)
+
+
+def test_rotations_are_counterclockwise_and_classes_of_their_own():
+    whole = numbered([2, 1])
+    turned = whole.with_rotations()
+    assert turned.names == ("c0", "c1", "c0@90", "c1@90", "c0@180", "c1@180", "c0@270", "c1@270")
+    assert turned.scale == whole.scale
+    assert turned.counts.tolist() == [2, 1] * 4
+    second = {name: turned.of_class(i)[-1, :, :, 0].tolist() for i, name in enumerate(turned.names)}
+    assert second["c0"] == [[9, 10, 11], [12, 13, 14], [15, 16, 17]]
+    assert second["c0@90"] == [[11, 14, 17], [10, 13, 16], [9, 12, 15]]
+    assert second["c0@180"] == [[17, 16, 15], [14, 13, 12], [11, 10, 9]]
+    assert second["c0@270"] == [[15, 12, 9], [16, 13, 10], [17, 14, 11]]
+
+
+def test_rotations_of_a_subset_turn_only_its_classes():
+    turned = numbered([2, 1, 1]).subset([1]).with_rotations()
+    assert turned.names == ("c1", "c1@90", "c1@180", "c1@270")
+    assert len(turned.images) == 4
+    assert turned.of_class(1).ravel().tolist() == [20, 23, 26, 19, 22, 25, 18, 21, 24]
