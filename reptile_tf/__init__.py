@@ -22,7 +22,7 @@ _HOMES = {
 }
 _MODULES = ("data", "models", "tasks")
 
-__all__ = sorted([*_HOMES, *_MODULES])  # noqa: PLE0605
+__all__ = sorted([*_HOMES, *_MODULES])
 
 
 def __getattr__(name: str):

@@ -111,7 +111,7 @@ class RunFolder:
             return None
         path = self._checkpoint_path(iterations[-1])
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
                 state = {n.removeprefix("state/"): arrays[n] for n in arrays.files if n.startswith("state/")}
                 return Checkpoint(int(arrays["iteration"]), float(arrays["seconds"]), state, arrays["history"])
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:

@@ -38,8 +38,8 @@ class Evaluator:
 
     Args:
       learner: read at every call, never changed.
-      transductive: classify all queries of a task in one batch, so that they share batch-norm statistics. Else each query
-        is classified in a batch with the whole support set, alone of its kind.
+      transductive: classify all queries of a task in one batch, so that they share batch-norm statistics. Else each
+        query is classified in a batch with the whole support set, alone of its kind.
       tasks: how many tasks run side by side; by default two per core, or 64 in one stack.
     """
 

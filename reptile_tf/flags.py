@@ -32,8 +32,8 @@ def parse(argv: list[str], doc: str, benchmark: str, **defaults: Any) -> tuple[S
       **defaults: this program's own defaults of settings.
 
     Returns:
-      The settings (flags given, else the preset's, else the defaults), and the names of those that the user chose, by flag
-      or preset.
+      The settings (flags given, else the preset's, else the defaults), and the names of those that the user chose, by
+      flag or preset.
 
     Raises:
       FlagsError: unknown flag or preset, a value that cannot be, or two that contradict each other.

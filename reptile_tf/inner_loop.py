@@ -1,7 +1,7 @@
 """The inner loop: k steps of a stock Keras optimizer on each task of a meta-batch.
 
-All weights of the network are handled as one flat vector. For an elementwise optimizer that is the same computation with
-a hundredth of the operations, phi - W becomes one subtraction, and several tasks are rows of one matrix.
+All weights of the network are handled as one flat vector. For an elementwise optimizer that is the same computation
+with a fraction of the operations, phi - W becomes one subtraction, and several tasks are rows of one matrix.
 """
 
 from collections.abc import Callable, Sequence

@@ -40,8 +40,8 @@ class MetaLearner:
 
     Args:
       model: a built Keras model, whose weights are the first phi; it receives the result by `update_model`.
-      inner_optimizer: elementwise stock Keras optimizer of the inner loop. In training its moments are never reset: they
-        run on from task to task. The paper's is Adam with beta_1 = 0.
+      inner_optimizer: elementwise stock Keras optimizer of the inner loop. In training its moments are never reset:
+        they run on from task to task. The paper's is Adam with beta_1 = 0.
       outer_optimizer: stock Keras optimizer that applies the meta-gradient; its learning rate is set at every step.
         Plain SGD is the paper's interpolation.
       meta_gradient: `reptile`, `foml`, or a function like them.

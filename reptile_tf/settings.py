@@ -61,7 +61,7 @@ class Settings:
     transductive: bool = _setting(False, EVALUATION, "classify all queries of a task in one batch")
     eval_batch: int = _setting(5, EVALUATION, "samples of a minibatch in evaluation", low=1)
     eval_iters: int = _setting(50, EVALUATION, "optimizer steps on a task in evaluation", low=0)
-    eval_samples: int = _setting(10_000, EVALUATION, "tasks of the final evaluation, for each set of classes", low=1)
+    eval_samples: int = _setting(10_000, EVALUATION, "tasks of the final evaluation, for each set of classes", low=2)
     eval_interval: int = _setting(100, EVALUATION, "meta-iterations between looks at held-out classes while training",
                                   low=1)
     eval_tasks: int = _setting(8, EVALUATION, "tasks of each such look", low=1)

@@ -1,7 +1,7 @@
 """N-way K-shot tasks as index arrays, from a counter-based generator.
 
-Task i of meta-iteration t depends on the seed, t and i alone. So a run that is resumed, or shared out over machines, draws
-the same tasks as one that is not.
+Task i of meta-iteration t depends on the seed, t and i alone. So a run that is resumed, or shared out over machines,
+draws the same tasks as one that is not.
 """
 
 from typing import NamedTuple
@@ -75,9 +75,9 @@ def draw_images(classes: ImageClasses, way: int, shots: int, rng: np.random.Gene
 def deal_minibatches(samples: int, size: int, steps: int, replacement: bool, rng: np.random.Generator) -> np.ndarray:
     """Minibatches of a pool, as the authors' code deals them.
 
-    Without `replacement` the pool is shuffled and dealt out in order, and shuffled again when it runs out: a minibatch can
-    straddle two shuffles, and always has `size` samples. With it every minibatch is drawn by itself, and no sample is in
-    the same minibatch twice.
+    Without `replacement` the pool is shuffled and dealt out in order, and shuffled again when it runs out: a minibatch
+    can straddle two shuffles, and always has `size` samples. With it every minibatch is drawn by itself, and no sample
+    is in the same minibatch twice.
 
     Returns:
       int32 [steps, size], indices below `samples`.

@@ -49,7 +49,7 @@ def test_any_kind_of_image_is_converted_and_resized_by_nearest_neighbour(photogr
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match="no folder .*nowhere; name one"):
+    with pytest.raises(UserError, match=r"no folder .*nowhere; name one"):
         folder.load(tmp_path / "nowhere")
 
 
@@ -61,7 +61,7 @@ def test_a_folder_without_classes_is_named(tmp_path):
 
 def test_a_class_without_images_is_named(photographs):
     (photographs / "empty").mkdir()
-    with pytest.raises(UserError, match="no PNG or JPEG images in .*empty; put"):
+    with pytest.raises(UserError, match=r"no PNG or JPEG images in .*empty; put"):
         folder.load(photographs)
 
 

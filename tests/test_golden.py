@@ -19,13 +19,6 @@ TOLERANCE = {"sgd": 1e-6, "adam": 1e-4}  # the original's Adam has a float32 rat
 pytestmark = pytest.mark.skipif(not GOLDEN, reason="REPTILE_GOLDEN names no folder of golden trajectories")
 
 
-@pytest.fixture
-def float64():
-    keras.config.set_floatx("float64")
-    yield
-    keras.config.set_floatx("float32")
-
-
 class Golden:
     """One recorded file: two meta-iterations and one evaluation."""
 

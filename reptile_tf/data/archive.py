@@ -32,11 +32,12 @@ OMNIGLOT_PARTS = {
 _ATTEMPTS = 5
 _MAX_BYTES = 64 << 20  # of one archive, packed or unpacked; the real ones have 10 MB
 _MAX_ENTRIES = 50_000  # in one archive; the real ones have 20,275
-# Failures of curl that may pass: name not resolved, not connected, cut off, TLS, empty, send and receive errors.
+# Exit codes of curl; those that may pass: name not found, not connected, cut off, TLS, empty, send and receive errors.
+_TOO_LARGE = 63
 _PASSING = (6, 7, 16, 18, 35, 52, 55, 56, 92)
 
 
-class Failure(Exception):
+class FetchError(Exception):
     """Why the data could not be fetched; the message is one line with the way out."""
 
 
@@ -52,32 +53,32 @@ def checked_members(archive: zipfile.ZipFile, part: str) -> list[zipfile.ZipInfo
     """Lists the PNG files below the folder `part`, sorted by path, after checking that all entries are harmless.
 
     Raises:
-      Failure: an entry is not a plain relative path below `part`, is neither a file nor a folder, is packed otherwise
-        than stored or deflated, or clashes with another; or there are too many or too large ones.
+      FetchError: an entry is not a plain relative path below `part`, is neither a file nor a folder, is packed
+        otherwise than stored or deflated, or clashes with another; or there are too many or too large ones.
     """
     entries = archive.infolist()
     if len(entries) > _MAX_ENTRIES or sum(entry.file_size for entry in entries) > _MAX_BYTES:
-        raise Failure("it would unpack to far more than it should")
+        raise FetchError("it would unpack to far more than it should")
     files, folders = {}, set()
     for entry in entries:
         name = entry.filename
         steps = name.removesuffix("/").split("/")
         if any(step in ("", ".", "..") or re.search(r"[\\:\0-\x1f]", step) for step in steps) or steps[0] != part:
-            raise Failure(f"entry {name!r} does not lie below {part}/")
+            raise FetchError(f"entry {name!r} does not lie below {part}/")
         kind = stat.S_IFMT(entry.external_attr >> 16)
         if kind not in (0, stat.S_IFDIR if name.endswith("/") else stat.S_IFREG):
-            raise Failure(f"entry {name!r} is neither a file nor a folder")
+            raise FetchError(f"entry {name!r} is neither a file nor a folder")
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or entry.flag_bits & 1:
-            raise Failure(f"entry {name!r} is encrypted or packed in an unusual way")
+            raise FetchError(f"entry {name!r} is encrypted or packed in an unusual way")
         # Some file systems do not tell upper from lower case, or two spellings of an accent, apart.
         plain = [unicodedata.normalize("NFC", step).casefold() for step in steps]
         folders.update("/".join(plain[:i]) for i in range(1, len(plain) + name.endswith("/")))
         if not name.endswith("/"):
             if "/".join(plain) in files:
-                raise Failure(f"entry {name!r} clashes with another")
+                raise FetchError(f"entry {name!r} clashes with another")
             files["/".join(plain)] = entry
     for clash in folders & files.keys():
-        raise Failure(f"entry {files[clash].filename!r} clashes with another")
+        raise FetchError(f"entry {files[clash].filename!r} clashes with another")
     return sorted((entry for entry in files.values() if entry.filename.endswith(".png")), key=lambda e: e.filename)
 
 
@@ -85,20 +86,20 @@ def verify(path: pathlib.Path, part: str, digest: str) -> None:
     """Checks that the zip at `path` is harmless and holds just the PNG files that `digest` stands for.
 
     Raises:
-      Failure: it is not or does not.
+      FetchError: it is not or does not.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             members = checked_members(archive, part)
             found = content_digest((member.filename, archive.read(member)) for member in members)
-    except (Failure, OSError):
+    except (FetchError, OSError):
         raise
     except Exception as error:  # zipfile lets many kinds of error out when the bytes are not those of a sound zip
         with open(path, "rb") as file:
             start = file.read(24)
-        raise Failure(f"it is not a sound zip file ({error}) and begins with {start!r}") from error
+        raise FetchError(f"it is not a sound zip file ({error}) and begins with {start!r}") from error
     if found != digest:
-        raise Failure(f"its {len(members)} images are not the published ones")
+        raise FetchError(f"its {len(members)} images are not the published ones")
 
 
 def unpack(path: pathlib.Path, part: str, target: pathlib.Path) -> None:
@@ -120,18 +121,22 @@ def download(url: str, path: pathlib.Path, patience: float) -> None:
       patience: seconds to wait for the next byte.
 
     Raises:
-      Failure: no curl, no connection, no such file there, or no byte for too long.
+      FetchError: no curl, no connection, no such file there, or no byte for too long.
     """
     if shutil.which("curl") is None:
-        raise Failure(f"cannot download {url}: curl is not installed; install it, or put the file at {path} yourself")
+        raise FetchError(
+            f"cannot download {url}: curl is not installed; install it, or put the file at {path} yourself"
+        )
     grown = time.monotonic()
     for attempt in range(1, _ATTEMPTS + 1):
         had = path.stat().st_size if path.exists() else 0
-        status, reason = _curl(url, path, had, patience - (time.monotonic() - grown))
+        status, reason = _curl(url, path, had, max(1, patience - (time.monotonic() - grown)))
         if status == 0:
             return
         if path.stat().st_size > had:
             grown = time.monotonic()
+        if status == _TOO_LARGE:
+            path.unlink()
         if had and (status in (33, 36) or "error: 416" in reason):  # the server cannot go on from there
             path.unlink()
             continue
@@ -139,24 +144,15 @@ def download(url: str, path: pathlib.Path, patience: float) -> None:
         if not passing or time.monotonic() - grown + attempt >= patience:
             break
         time.sleep(attempt)
-    raise Failure(f"cannot download {url} ({reason}); check the network and the address, then run this again")
+    raise FetchError(f"cannot download {url} ({reason}); check the network and the address, then run this again")
 
 
 def _curl(url: str, path: pathlib.Path, had: int, patience: float) -> tuple[int, str]:
     """Lets curl append to `path` once; returns its exit status, 0 when the file is complete, and its error message."""
-    command = ["curl", "--silent", "--show-error", "--fail", "--location", "--globoff", "--continue-at", str(had)]
-    command += [
-        "--connect-timeout",
-        f"{patience:.1f}",
-        "--speed-limit",
-        "100",
-        "--speed-time",
-        str(math.ceil(patience)),
-    ]
-    with (
-        open(path, "ab") as file,
-        subprocess.Popen([*command, "--url", url], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as curl,
-    ):
+    limits = f"--connect-timeout {patience:.1f} --speed-limit 100 --speed-time {math.ceil(patience)}"
+    how = f"--silent --show-error --no-buffer --fail --location --globoff --continue-at {had} {limits}"
+    command = ["curl", *how.split(), "--url", url]
+    with open(path, "ab") as file, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as curl:
         try:
             size = had
             while True:
@@ -165,9 +161,10 @@ def _curl(url: str, path: pathlib.Path, had: int, patience: float) -> tuple[int,
                     return 28, f"no byte for {patience:.0f} seconds"
                 piece = os.read(curl.stdout.fileno(), 1 << 16)
                 file.write(piece)
+                file.flush()  # for the next run, if this one is killed
                 size += len(piece)
                 if size > _MAX_BYTES:
-                    return 63, f"more than {_MAX_BYTES >> 20} MB came, which cannot be it"
+                    return _TOO_LARGE, f"more than {_MAX_BYTES >> 20} MB came, which cannot be it"
                 if sys.stderr.isatty():
                     print(f"\r{path.name}: {size / 1e6:.1f} MB", end="" if piece else "\n", file=sys.stderr, flush=True)
                 if not piece:
@@ -183,22 +180,17 @@ def locked(path: pathlib.Path) -> Iterator[None]:
     """Holds the lock file at `path`; it falls with this process, however that ends.
 
     Raises:
-      Failure: another process holds it.
+      FetchError: another process holds it.
     """
     with open(path, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise Failure(f"another fetch_data.sh is at work in {path.parent.parent}; wait for it to end") from error
+            raise FetchError(f"another fetch_data.sh is at work in {path.parent.parent}; wait for it to end") from error
         yield
 
 
-def fetch_omniglot(
-    base: str,
-    root: pathlib.Path,
-    patience: float,
-    parts: Mapping[str, str] = OMNIGLOT_PARTS,
-) -> None:
+def fetch_omniglot(base: str, root: pathlib.Path, patience: float, parts: Mapping[str, str] = OMNIGLOT_PARTS) -> None:
     """Puts the unpacked archives at root/omniglot, whole or not at all; does nothing if they are there.
 
     Args:
@@ -208,7 +200,7 @@ def fetch_omniglot(
       parts: `{archive name without .zip: content digest}`.
 
     Raises:
-      Failure: whatever hinders it.
+      FetchError: whatever hinders it.
       OSError: `root` cannot be written to, or the disk is full.
     """
     target, building, downloads = root / "omniglot", root / ".omniglot.unpacking", root / ".download"
@@ -217,31 +209,38 @@ def fetch_omniglot(
         shutil.rmtree(building, ignore_errors=True)  # from a run that was killed
         if os.path.lexists(target):
             if not all(_digest_of_folder(target, part) == digest for part, digest in parts.items()):
-                raise Failure(f"{target} is there but not complete; delete it and run this again to get it from {base}")
+                raise FetchError(
+                    f"{target} is there but not complete; delete it and run this again to get it from {base}"
+                )
             print(f"{target} is complete, nothing to do", flush=True)
             return
         archives = {part: downloads / f"{part}.zip" for part in parts}
         for part, path in archives.items():
-            url = f"{base.rstrip('/')}/{part}.zip"
-            try:  # the last run may have got this far
-                verify(path, part, parts[part])
-                continue
-            except (Failure, FileNotFoundError):
-                print(f"downloading {url}", flush=True)
-            download(url, path, patience)
-            try:
-                verify(path, part, parts[part])
-            except Failure as error:
-                path.unlink()
-                raise Failure(
-                    f"{url} gave something else: {error}; deleted it, check the address and run this again"
-                ) from error
+            _obtain(f"{base.rstrip('/')}/{part}.zip", path, part, parts[part], patience)
         print(f"unpacking into {target}", flush=True)
         for part, path in archives.items():
             unpack(path, part, building)
         os.rename(building, target)
         for path in archives.values():
             path.unlink()
+
+
+def _obtain(url: str, path: pathlib.Path, part: str, digest: str, patience: float) -> None:
+    """Downloads the zip to `path` unless it is there, whole and right; raises FetchError if that cannot be had."""
+    with contextlib.suppress(FetchError, FileNotFoundError):
+        return verify(path, part, digest)
+    print(f"downloading {url}", flush=True)
+    while True:
+        begun = path.exists()
+        download(url, path, patience)
+        try:
+            return verify(path, part, digest)
+        except FetchError as error:
+            path.unlink()
+            if not begun:  # what was begun may have been another server's file: once more from the start
+                raise FetchError(
+                    f"{url} gave something else: {error}; deleted it, check the address and run this again"
+                ) from error
 
 
 def _digest_of_folder(folder: pathlib.Path, part: str) -> str:
@@ -276,7 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
     base = os.environ.get("OMNIGLOT_URL") or OMNIGLOT_URL
     try:
         fetch_omniglot(base, options.folder, patience)
-    except Failure as error:
+    except FetchError as error:
         print(f"fetch_data.sh: {error}", file=sys.stderr)
         return 1
     except OSError as error:

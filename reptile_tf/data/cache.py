@@ -66,7 +66,8 @@ def cached(path: pathlib.Path, key: str, build: Callable[[], ImageClasses]) -> I
 
 
 def _read(path: pathlib.Path, key: str) -> ImageClasses | None:
-    with np.load(path, allow_pickle=False) as file:
+    # Opened here, because np.load leaves a file that is no zip open.
+    with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
         if str(file["key"]) != key:
             return None
         shape, counts = file["shape"], file["counts"]

@@ -1,0 +1,37 @@
+# make train   sets up a virtual environment, gets Omniglot (or uses built-in glyphs) and trains for a few minutes
+# make test    sets up the same environment and runs the tests
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# About four minutes on two cores; the paper's full run is in the README.
+QUICK := --preset omniglot-1shot-5way --transductive --meta-iters 1500 --save-interval 250 --eval-samples 200
+
+.PHONY: train test lint bench clean
+
+$(VENV)/installed: setup.py constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=…")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+# The network gets ten seconds to answer; the glyphs need none.
+train: $(VENV)/installed
+	@if PYTHON=$(BIN)/python FETCH_PATIENCE=10 bash fetch_data.sh omniglot; then source=raw; \
+	else echo "Omniglot could not be fetched: training on the built-in glyphs instead"; source=glyphs; fi; \
+	$(BIN)/python run_omniglot.py $(QUICK) --source $$source --checkpoint checkpoints/quick-start-$$source
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/speed.py
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,59 @@
+"""Small things that several test files share."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from reptile_tf import data
+
+
+@pytest.fixture
+def float64():
+    """Keras in float64, so that two ways to compute the same can be told from two that are not."""
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")  # Keras derives it from floatx once only
+    yield
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(scope="session")
+def glyphs():
+    """Forty small glyph classes of eight drawings."""
+    return data.glyphs.load(classes=40, drawings=8)
+
+
+@pytest.fixture
+def small_model():
+    """A function from ways to a two-block network of the paper's kind, the same weights every time."""
+
+    def make(way=3):
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential([keras.layers.Input((28, 28, 1))])
+        for _ in range(2):
+            model.add(keras.layers.Conv2D(4, 3, strides=2, padding="same"))
+            model.add(keras.layers.BatchNormalization())
+            model.add(keras.layers.ReLU())
+        model.add(keras.layers.Flatten())
+        model.add(keras.layers.Dense(way))
+        return model
+
+    return make
+
+
+@pytest.fixture
+def eagerly():
+    """Runs tf.functions op by op."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+def relative(ours, expected, before):
+    """‖ours - expected‖ / ‖expected - before‖: how far off a step is, in steps."""
+    return np.linalg.norm(ours - expected) / np.linalg.norm(expected - before)

@@ -1,0 +1,83 @@
+"""Made-up archives in the layout of Omniglot's, and a local server for them."""
+
+import contextlib
+import hashlib
+import http.server
+import pathlib
+import threading
+import zipfile
+
+from reptile_tf.data import archive
+
+# Contents that do not compress, so that an archive can break off in the middle of one.
+FILES = {
+    part: {f"{part}/Latin/character01/{i:04d}_01.png": hashlib.sha256(bytes([i])).digest() * 300 for i in range(9)}
+    for part in ("images_background", "images_evaluation")
+}
+
+
+def digest_of(files: dict[str, bytes]) -> str:
+    lines = [f"{path}\0{hashlib.sha256(files[path]).hexdigest()}\n" for path in sorted(files)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+PARTS = {part: digest_of(files) for part, files in FILES.items()}
+
+
+def unpacked(folder: pathlib.Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+EVERYTHING = FILES["images_background"] | FILES["images_evaluation"]
+
+
+def make_mirror(folder: pathlib.Path) -> pathlib.Path:
+    """Makes a folder with made-up archives, whose digests are PARTS."""
+    folder.mkdir()
+    for part, files in FILES.items():
+        with zipfile.ZipFile(folder / f"{part}.zip", "w") as file:
+            file.mkdir(part)
+            for path, content in files.items():
+                file.writestr(path, content)
+            file.writestr(f"{part}/README", "not an image")
+    return folder
+
+
+def fetch(base: str, root: pathlib.Path, patience: float = 10) -> None:
+    archive.fetch_omniglot(base, root, patience, PARTS)
+
+
+@contextlib.contextmanager
+def serving(folder, break_after=None, ranges=True, page=None):
+    """Serves `folder` on the loopback interface; yields its address and the list of the Range headers received.
+
+    Args:
+      folder: what to serve.
+      break_after: the connection breaks after that many bytes, where no range is asked for.
+      ranges: whether ranges are granted.
+      page: answers everything with this instead.
+    """
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.headers.get("Range"))
+            body = page or (folder / self.path.lstrip("/")).read_bytes()
+            first = int(asked[-1].removeprefix("bytes=").rstrip("-")) if asked[-1] and ranges else 0
+            if first >= len(body):
+                self.send_error(416)
+                return
+            self.send_response(206 if first else 200)
+            if first:
+                self.send_header("Content-Range", f"bytes {first}-{len(body) - 1}/{len(body)}")
+            self.send_header("Content-Length", str(len(body) - first))
+            self.end_headers()
+            self.wfile.write(body[first : break_after if not first else None])
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()

@@ -1,0 +1,117 @@
+"""Evaluation: adapts each task from the same state, leaves no trace, and reads the queries as the paper does."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+
+from reptile_tf import tasks
+from reptile_tf.errors import UserError
+from reptile_tf.evaluate import Accuracy, Evaluator, accuracy_by_task, meta_test
+from reptile_tf.meta import MetaLearner
+from reptile_tf.settings import Settings
+
+SETTINGS = Settings(classes=3, shots=2, eval_batch=4, eval_iters=3, eval_samples=5, train_shots=4)
+
+
+@pytest.fixture
+def learner(small_model, glyphs):
+    """A learner with some training behind it, so that its moments are not zero."""
+    inner = keras.optimizers.Adam(1e-2, beta_1=0.0, epsilon=1e-8)
+    one = MetaLearner(small_model(), inner, keras.optimizers.SGD(), meta_batch=2)
+    for i in range(3):
+        batch = tasks.training_tasks(glyphs, way=3, shots=4, batch=6, steps=3, seed=0, iteration=i, count=2)
+        one.step(batch, 1.0)
+    return one
+
+
+def some(glyphs, count, first=0):
+    return tasks.evaluation_tasks(glyphs, **SETTINGS.evaluation_arguments(), first=first, count=count)
+
+
+def with_another_query(batch):
+    """The same tasks but for the picture of their last query."""
+    query_x = batch.query_x.copy()
+    query_x[:, -1] = 1 - query_x[:, -1]
+    return batch._replace(query_x=query_x)
+
+
+@pytest.mark.parametrize("transductive", [False, True])
+def test_evaluation_leaves_every_variable_as_it_was(learner, glyphs, transductive):
+    before = learner.state()
+    weights = [v.numpy() for v in learner.model.variables]
+    Evaluator(learner, transductive, tasks=2).logits(some(glyphs, 2))
+    for name, value in learner.state().items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
+    for variable, value in zip(learner.model.variables, weights, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+
+
+def test_every_task_starts_from_the_same_state(learner, glyphs):
+    """A task's logits do not depend on what was evaluated before it or beside it."""
+    evaluator = Evaluator(learner, tasks=2)
+    first = evaluator.logits(some(glyphs, 2))
+    evaluator.logits(some(glyphs, 2, first=2))
+    np.testing.assert_array_equal(evaluator.logits(some(glyphs, 2)), first)
+    np.testing.assert_allclose(Evaluator(learner, tasks=1).logits(some(glyphs, 1))[0], first[0], atol=1e-5)
+
+
+def test_adaptation_starts_from_the_trained_moments(learner, glyphs):
+    trained = Evaluator(learner, tasks=2).logits(some(glyphs, 2))
+    state = learner.state()
+    learner.restore(state | {name: np.zeros_like(value) for name, value in state.items() if name.startswith("inner")})
+    cold = Evaluator(learner, tasks=2).logits(some(glyphs, 2))
+    assert np.abs(trained - cold).max() > 0.1
+
+
+def test_a_non_transductive_answer_does_not_depend_on_the_other_queries(learner, glyphs):
+    batch = some(glyphs, 2)
+    for transductive, depends in ((False, False), (True, True)):
+        evaluator = Evaluator(learner, transductive, tasks=2)
+        answer, other = evaluator.logits(batch)[:, 0], evaluator.logits(with_another_query(batch))[:, 0]
+        assert (np.abs(answer - other).max() > 1e-3) is np.True_ if depends else (answer == other).all()
+
+
+@pytest.mark.parametrize("transductive", [False, True])
+def test_answers_are_the_stock_models(float64, small_model, glyphs, transductive):
+    """Without adaptation: the stock model on the queries together, or on the support set and one query."""
+    model = small_model()
+    one = MetaLearner(model, keras.optimizers.SGD(0.1), keras.optimizers.SGD())
+    batch = some(glyphs, 1)
+    batch = batch._replace(support=batch.support._replace(minibatches=batch.support.minibatches[:, :0]))
+    support, queries = batch.support.x[0].astype(float), batch.query_x[0].astype(float)
+    if transductive:
+        expected = model(queries, training=True)
+    else:
+        expected = [model(np.concatenate([support, q[np.newaxis]]), training=True)[-1] for q in queries]
+    np.testing.assert_allclose(Evaluator(one, transductive, tasks=1).logits(batch)[0], expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("transductive", [False, True])
+def test_stacked_equals_branches(float64, small_model, glyphs, transductive):
+    logits = []
+    for stacked in (False, True):
+        one = MetaLearner(small_model(), keras.optimizers.SGD(0.01), keras.optimizers.SGD(), stacked=stacked)
+        logits.append(Evaluator(one, transductive, tasks=2).logits(some(glyphs, 2)))
+    np.testing.assert_allclose(logits[1], logits[0], atol=1e-8)
+
+
+def test_a_count_that_does_not_fill_the_last_batch_counts_each_task_once(learner, glyphs):
+    by_task = accuracy_by_task(learner, glyphs, SETTINGS, count=5, evaluator=Evaluator(learner, tasks=4))
+    more = accuracy_by_task(learner, glyphs, SETTINGS, count=8, evaluator=Evaluator(learner, tasks=4))
+    assert len(by_task) == 5
+    np.testing.assert_array_equal(by_task, more[:5])
+    assert meta_test(learner, glyphs, SETTINGS).tasks == 5
+
+
+def test_accuracy_of_tasks_and_its_interval():
+    accuracy = Accuracy.of(np.array([0.0, 1.0, 1.0, 1.0]))
+    assert accuracy.accuracy == 0.75
+    assert accuracy.ci95 == pytest.approx(1.96 * 0.5 / 2)  # the sample's standard deviation is 0.5
+    assert str(accuracy) == "75.00 ± 49.00 % (4 tasks)"
+
+
+def test_too_few_images_for_support_and_query_are_named(learner, glyphs):
+    with pytest.raises(UserError, match="has 8 images, but evaluation needs 9"):
+        meta_test(learner, glyphs, dataclasses.replace(SETTINGS, shots=8))

@@ -1,0 +1,256 @@
+"""fetch_data.sh: what it puts in place, and what it does when it is interrupted or the server fails.
+
+OMNIGLOT_ZIPS names a folder with the real images_background.zip and images_evaluation.zip; most tests make up theirs.
+"""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from mirrors import EVERYTHING, PARTS, fetch, make_mirror, serving, unpacked
+
+from reptile_tf.data import archive
+
+ZIPS = os.environ.get("OMNIGLOT_ZIPS")
+SCRIPT = pathlib.Path(__file__).parents[1] / "fetch_data.sh"
+
+
+@pytest.fixture
+def mirror(tmp_path):
+    return make_mirror(tmp_path / "mirror")
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "data"
+
+
+@pytest.fixture(autouse=True)
+def direct(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHON": sys.executable, "no_proxy": "127.0.0.1", **environment}
+    return subprocess.run(["bash", SCRIPT, *arguments], env=environment, capture_output=True, text=True, timeout=120)
+
+
+# What it puts in place.
+
+
+def test_the_images_and_nothing_else_are_put_in_place(mirror, root, capsys):
+    fetch(f"{mirror.as_uri()}/", root)
+    assert unpacked(root / "omniglot") == EVERYTHING
+    assert sorted(path.name for path in root.iterdir()) == [".download", "omniglot"]
+    assert [path.name for path in (root / ".download").iterdir()] == ["lock"]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_second_run_does_nothing(mirror, root, capsys):
+    fetch(mirror.as_uri(), root)
+    before = {path: path.stat().st_mtime_ns for path in (root / "omniglot").rglob("*")}
+    capsys.readouterr()
+    fetch("file:///nowhere", root)
+    assert capsys.readouterr().out == f"{root}/omniglot is complete, nothing to do\n"
+    assert {path: path.stat().st_mtime_ns for path in (root / "omniglot").rglob("*")} == before
+
+
+def test_what_is_there_already_but_not_complete_is_left_alone(mirror, root):
+    (root / "omniglot" / "images_background").mkdir(parents=True)
+    (root / "omniglot" / "images_background" / "mine.png").write_bytes(b"precious")
+    with pytest.raises(archive.FetchError, match="omniglot is there but not complete; delete it and run this again"):
+        fetch(mirror.as_uri(), root)
+    assert unpacked(root / "omniglot") == {"images_background/mine.png": b"precious"}
+
+
+@pytest.mark.skipif(not ZIPS, reason="OMNIGLOT_ZIPS names no folder of Omniglot's archives")
+def test_the_script_fetches_the_real_archives(root):
+    done = run("omniglot", DATA_DIR=str(root), OMNIGLOT_URL=pathlib.Path(ZIPS).resolve().as_uri())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sum(1 for _ in (root / "omniglot").glob("images_*/*/character*/*.png")) == 32460
+    again = run("omniglot", str(root), OMNIGLOT_URL="file:///nowhere")
+    assert (again.returncode, again.stdout) == (0, f"{root}/omniglot is complete, nothing to do\n")
+
+
+# Interruptions.
+
+
+def test_a_broken_connection_is_taken_up_where_it_broke(mirror, root):
+    with serving(mirror, break_after=50_000) as (base, asked):
+        fetch(base, root)
+    assert asked == [None, "bytes=50000-", None, "bytes=50000-"]
+    assert unpacked(root / "omniglot") == EVERYTHING
+
+
+@pytest.mark.parametrize(("ranges", "asked_for"), [(True, ["bytes=7000-", None]), (False, ["bytes=7000-", None, None])])
+def test_a_partial_download_is_taken_up_by_the_next_run(mirror, root, ranges, asked_for):
+    (root / ".download").mkdir(parents=True)
+    whole = (mirror / "images_background.zip").read_bytes()
+    (root / ".download" / "images_background.zip").write_bytes(whole[:7000])
+    with serving(mirror, ranges=ranges) as (base, asked):
+        fetch(base, root)
+    assert asked == asked_for
+    assert unpacked(root / "omniglot") == EVERYTHING
+
+
+@pytest.mark.parametrize("length", [7000, 200_000])
+def test_a_partial_download_of_something_else_is_dropped(mirror, root, length):
+    (root / ".download").mkdir(parents=True)
+    (root / ".download" / "images_background.zip").write_bytes(bytes(length))
+    with serving(mirror) as (base, asked):
+        fetch(base, root)
+    assert asked == [f"bytes={length}-", None, None]
+    assert unpacked(root / "omniglot") == EVERYTHING
+
+
+def test_a_whole_download_is_not_fetched_again(mirror, root):
+    (root / ".download").mkdir(parents=True)
+    (mirror / "images_background.zip").rename(root / ".download" / "images_background.zip")
+    fetch(mirror.as_uri(), root)
+    assert unpacked(root / "omniglot") == EVERYTHING
+
+
+@pytest.mark.parametrize("moment", ["pathlib.Path.mkdir", "builtins.open", "os.rename"])
+def test_killed_while_unpacking_it_leaves_nothing_half_done(mirror, root, moment):
+    """The process kills itself, by the signal that cannot be caught, at the tenth unpacked file or the last rename."""
+    driver = f"""
+import builtins, os, pathlib, signal
+from reptile_tf.data import archive
+
+real = {moment}
+calls = 0
+
+def deadly(path, *arguments, **options):
+    global calls
+    calls += "unpacking" in str(path)
+    if calls == 10 or {moment!r} == "os.rename":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(path, *arguments, **options)
+
+{moment} = deadly
+archive.fetch_omniglot({mirror.as_uri()!r}, pathlib.Path({str(root)!r}), 10, {PARTS!r})
+"""
+    killed = subprocess.run([sys.executable, "-c", driver], cwd=SCRIPT.parent, capture_output=True, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert (root / ".omniglot.unpacking").is_dir()
+    assert not (root / "omniglot").exists()
+    fetch(mirror.as_uri(), root)
+    assert unpacked(root / "omniglot") == EVERYTHING
+    assert not (root / ".omniglot.unpacking").exists()
+
+
+def test_killed_while_downloading_it_frees_the_lock_and_keeps_what_came(mirror, root):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        command = ["bash", SCRIPT, "omniglot", root]
+        base = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        environment = {**os.environ, "PYTHON": sys.executable, "OMNIGLOT_URL": base, "no_proxy": "127.0.0.1"}
+        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+            connection, _ = listener.accept()
+            with connection:
+                whole = (mirror / "images_background.zip").read_bytes()
+                head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(whole)}\r\n\r\n".encode()
+                connection.sendall(head + whole[:5000])
+                partial = root / ".download" / "images_background.zip"
+                deadline = time.monotonic() + 10
+                while not (partial.exists() and partial.stat().st_size == 5000):
+                    assert time.monotonic() < deadline
+                    time.sleep(0.01)
+                with pytest.raises(archive.FetchError, match=r"another fetch_data.sh is at work in .*data; wait"):
+                    fetch(mirror.as_uri(), root)
+                process.kill()
+                process.wait()
+                with serving(mirror) as (base, asked):
+                    fetch(base, root)
+    assert asked == ["bytes=5000-", None]
+    assert unpacked(root / "omniglot") == EVERYTHING
+
+
+# Servers that fail, and wrong usage.
+
+
+def test_a_web_page_in_place_of_an_archive_is_deleted_and_named(root):
+    with serving(None, page=b"<!DOCTYPE html><title>Sign in</title>") as (base, _):
+        done = run("omniglot", str(root), OMNIGLOT_URL=base)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert f"{base}/images_background.zip gave something else" in done.stderr
+    assert "<!DOCTYPE html>" in done.stderr
+    assert sorted(unpacked(root)) == [".download/lock"]
+
+
+@pytest.mark.parametrize("sent", [None, b"", b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nPK"])
+def test_a_server_that_falls_silent_is_given_up(root, sent):
+    """It never accepts, never answers, or stops in the middle."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        base = f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+        def answer():
+            connection, _ = listener.accept()
+            connection.sendall(sent)
+            stop.wait()
+            connection.close()
+
+        stop = threading.Event()
+        thread = threading.Thread(target=answer if sent is not None else stop.wait)
+        thread.start()
+        start = time.monotonic()
+        done = run("omniglot", str(root), OMNIGLOT_URL=base, FETCH_PATIENCE="2")
+        seconds = time.monotonic() - start
+        stop.set()
+        thread.join()
+    assert seconds < 5
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"fetch_data.sh: cannot download {base}/images_background.zip (")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_server_that_refuses_is_tried_again_and_given_up(root):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    start = time.monotonic()
+    done = run("omniglot", str(root), OMNIGLOT_URL=f"http://127.0.0.1:{port}", FETCH_PATIENCE="2")
+    assert 1 < time.monotonic() - start < 4
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"fetch_data.sh: cannot download http://127.0.0.1:{port}/images_background.zip (")
+
+
+def test_an_address_without_the_file_fails_at_once(root):
+    start = time.monotonic()
+    done = run("omniglot", str(root), OMNIGLOT_URL="file:///nowhere")
+    assert time.monotonic() - start < 2
+    assert done.returncode == 1
+    assert "cannot download file:///nowhere/images_background.zip" in done.stderr
+
+
+def test_without_curl_it_says_so(root, tmp_path):
+    command = [sys.executable, SCRIPT.parent / "reptile_tf" / "data" / "archive.py", "omniglot", root]
+    done = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "curl is not installed; install it, or put the file at" in done.stderr
+
+
+def test_without_python_it_says_so(root):
+    done = run("omniglot", str(root), PYTHON="no-such-python")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("fetch_data.sh: no-such-python is not installed; install Python 3.11 or later, or")
+
+
+@pytest.mark.parametrize("arguments", [[], ["cifar"], ["omniglot", "here", "there"]])
+def test_wrong_usage_ends_with_2(arguments):
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: fetch_data.sh")
+
+
+@pytest.mark.parametrize("patience", ["soon", "0", "-5", "nan", "inf"])
+def test_a_patience_that_is_no_number_of_seconds_ends_with_2(root, patience):
+    done = run("omniglot", str(root), FETCH_PATIENCE=patience)
+    assert done.returncode == 2
+    assert "FETCH_PATIENCE must be a number of seconds" in done.stderr
+    assert not root.exists()

@@ -1,0 +1,144 @@
+"""The command line: the original's flags and defaults, presets, and one line for what is wrong."""
+
+import pytest
+
+from reptile_tf import flags
+from reptile_tf.settings import PRESETS, Settings, SettingsError
+
+
+def parse(*arguments):
+    return flags.parse(["run.py", *arguments], "What it does.", "omniglot")[0]
+
+
+def test_defaults_are_the_originals():
+    expected = {
+        "pretrained": False,
+        "seed": 0,
+        "checkpoint": "model_checkpoint",
+        "classes": 5,
+        "shots": 5,
+        "train_shots": 0,
+        "inner_batch": 5,
+        "inner_iters": 20,
+        "replacement": False,
+        "learning_rate": 1e-3,
+        "meta_step": 0.1,
+        "meta_step_final": 0.1,
+        "meta_batch": 1,
+        "meta_iters": 400_000,
+        "eval_batch": 5,
+        "eval_iters": 50,
+        "eval_samples": 10_000,
+        "weight_decay": 1,
+        "transductive": False,
+        "foml": False,
+        "foml_tail": 0,
+        "sgd": False,
+    }
+    settings = parse()
+    assert {name: getattr(settings, name) for name in expected} == expected
+
+
+def test_hyphens_and_underscores_mean_the_same():
+    assert parse("--inner-iters", "7", "--meta-step=0.5") == parse("--inner_iters=7", "--meta_step", "0.5")
+    assert parse("--inner-iters", "7").inner_iters == 7
+    assert parse("--checkpoint", "a-b_c").checkpoint == "a-b_c"  # values are left alone
+
+
+def test_a_flag_beside_a_preset_wins_wherever_it_stands():
+    for arguments in (
+        ("--preset=omniglot-1shot-20way", "--inner-iters=3"),
+        ("--inner-iters=3", "--preset=omniglot-1shot-20way"),
+    ):
+        settings = parse(*arguments)
+        assert settings.inner_iters == 3
+        assert settings.classes == 20
+    # Also where its value is the default.
+    assert parse("--preset=omniglot-1shot-20way", "--classes=5").classes == 5
+
+
+@pytest.mark.parametrize(
+    ("preset", "paper"),
+    [
+        ("omniglot-1shot-5way", (1, 5, 10, 10, 5, 1e-3, 1, 0, 5, 100_000, 5, 50)),
+        ("omniglot-5shot-5way", (5, 5, 10, 10, 5, 1e-3, 1, 0, 5, 100_000, 5, 50)),
+        ("omniglot-1shot-20way", (1, 20, 10, 20, 10, 5e-4, 1, 0, 5, 200_000, 10, 50)),
+        ("omniglot-5shot-20way", (5, 20, 10, 20, 10, 5e-4, 1, 0, 5, 200_000, 10, 50)),
+    ],
+)
+def test_presets_are_the_papers_settings(preset, paper):
+    names = (
+        "shots",
+        "classes",
+        "train_shots",
+        "inner_batch",
+        "inner_iters",
+        "learning_rate",
+        "meta_step",
+        "meta_step_final",
+        "meta_batch",
+        "meta_iters",
+        "eval_batch",
+        "eval_iters",
+    )
+    settings = parse("--preset", preset)
+    assert tuple(getattr(settings, name) for name in names) == paper
+
+
+def test_the_meta_step_goes_down_in_a_line():
+    settings = Settings(meta_iters=4, meta_step=1.0, meta_step_final=0.2)
+    assert [settings.schedule(i) for i in range(4)] == pytest.approx([1.0, 0.8, 0.6, 0.4])
+
+
+def test_adam_as_outer_optimizer_has_its_own_rate_unless_given():
+    settings = parse("--preset=omniglot-1shot-5way", "--meta-optimizer=adam")
+    assert (settings.meta_step, settings.meta_step_final) == (0.001, 0.001)
+    settings = parse("--meta-optimizer=adam", "--meta-step=0.01", "--meta-step-final=0")
+    assert (settings.meta_step, settings.meta_step_final) == (0.01, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--inner-iter=3"], "Did you mean: inner_iters"),
+        (["--shots=one"], "--shots=one"),
+        (["--shots=0"], "--shots must be at least 1, not 0"),
+        (["--inner-iters=0"], "--inner-iters must be at least 1"),
+        (["--meta-step=nan"], "--meta-step must be at least 0, not nan"),
+        (["--learning-rate=inf"], "--learning-rate"),
+        (["--preset=omniglot"], "unknown preset 'omniglot'; there are: omniglot-1shot-5way"),
+        (["--source=web"], "--source must be one of raw, tfds, glyphs"),
+        (["--foml-tail=1"], "--foml-tail needs --foml"),
+        (["--foml", "--foml-tail=5"], "leaves none of the 5 images"),
+        (["--replacement", "--inner-batch=26"], "cannot be larger than the task"),
+        (["--replacement", "--shots=1", "--eval-batch=6"], "--eval-batch 6 cannot be larger"),
+        (["transductive"], "not a flag: transductive"),
+    ],
+)
+def test_a_bad_flag_gets_one_line(arguments, message):
+    with pytest.raises(flags.FlagsError) as caught:
+        parse(*arguments)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_help_shows_every_flag_with_hyphens_and_its_default(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse("--help")
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("What it does.")
+    assert "--inner-iters (20)" in shown
+    assert "--[no]transductive" in shown
+    assert all(name in shown for name in PRESETS["omniglot"])
+
+
+def test_what_determines_weights_does_not_name_evaluation():
+    one = Settings(shots=1, train_shots=10, transductive=True, eval_iters=3, eval_batch=2)
+    assert one.determining_weights() == Settings(shots=5, train_shots=10).determining_weights()
+    assert Settings(shots=1).determining_weights() != Settings(shots=5).determining_weights()
+
+
+def test_settings_in_a_program_are_checked_too():
+    with pytest.raises(SettingsError, match="--classes must be at least 2"):
+        Settings(classes=1)

@@ -1,0 +1,252 @@
+"""The algorithm: worked out by hand, and by the identities that make it what it is."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import relative
+
+from reptile_tf import tasks
+from reptile_tf.inner_loop import Network, cross_entropy
+from reptile_tf.meta import MetaLearner, foml, reptile
+from reptile_tf.tasks import Tasks
+
+TRAINING = {"way": 3, "shots": 4, "batch": 5, "steps": 3, "seed": 0, "count": 4}
+
+
+def sgd(rate=0.01):
+    return keras.optimizers.SGD(rate)
+
+
+def adam():
+    return keras.optimizers.Adam(1e-3, beta_1=0.0, epsilon=1e-8)
+
+
+def learner(model, inner, **options):
+    return MetaLearner(model, inner, keras.optimizers.SGD(), **({"meta_batch": 4} | options))
+
+
+def after(model, inner, glyphs, iterations=2, **options):
+    """phi and inner state after some meta-iterations on glyphs."""
+    one = learner(model, inner, **options)
+    for i in range(iterations):
+        one.step(tasks.training_tasks(glyphs, iteration=i, foml=options.get("meta_gradient") is foml, **TRAINING), 0.5)
+    return one.state()
+
+
+# --- by hand -----------------------------------------------------------------------------------------------------
+
+
+def quadratic(meta_gradient, meta_batch=2, **options):
+    """Loss (w - c)² / 2 with phi = 1; a task is its c."""
+    model = keras.Sequential([keras.layers.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    model.layers[0].kernel.assign([[1.0]])
+    return MetaLearner(
+        model,
+        options.pop("inner", sgd(0.5)),
+        options.pop("outer", keras.optimizers.SGD()),
+        meta_gradient=meta_gradient,
+        meta_batch=meta_batch,
+        loss=lambda y, w: tf.reduce_sum((w - y) ** 2) / 2,
+        **options,
+    )
+
+
+def centred(*centres, steps=2, tail=False):
+    x = np.ones([len(centres), 1, 1], np.float32)
+    y = np.array(centres, np.float32).reshape(-1, 1, 1)
+    minibatches = np.zeros([len(centres), steps, 1], np.int32)
+    return Tasks(x, y, minibatches[:, :-1], minibatches[:, -1:]) if tail else Tasks(x, y, minibatches)
+
+
+def test_reptile_on_a_quadratic():
+    # c = 3: w = 1, 2, 2.5. c = -1: w = 1, 0, -0.5. mean(phi - W) = ((1 - 2.5) + (1 + 0.5)) / 2 = 0; so c = 5 for one:
+    # c = 5: w = 1, 3, 4. mean(phi - W) = ((1 - 4) + (1 + 0.5)) / 2 = -0.75. phi = 1 + 0.4 · 0.75 = 1.3.
+    one = quadratic(reptile)
+    assert one.step(centred(5, -1), 0.4) == pytest.approx(0.75)
+    assert one.phi.numpy() == pytest.approx([1.3])
+    # Again from 1.3: c = 5: 1.3, 3.15, 4.075. c = -1: 1.3, 0.15, -0.425. phi + 0.4 · (1.825 - 1.3) = 1.51.
+    one.step(centred(5, -1), 0.4)
+    assert one.phi.numpy() == pytest.approx([1.51])
+
+
+def test_first_order_maml_on_a_quadratic():
+    # c = 5: w = 1, 3, 4, the last step moves by 1. c = -1: 1, 0, -0.5, by -0.5. phi = 1 + 0.4 · 0.25.
+    one = quadratic(foml)
+    one.step(centred(5, -1, tail=True), 0.4)
+    assert one.phi.numpy() == pytest.approx([1.1])
+
+
+def test_weight_decay_multiplies_the_weights_before_every_step():
+    # w = 1 → 0.8 → (0.8 + 5) / 2 = 2.9 → 2.32 → 3.66; phi = 1 + 1 · 2.66.
+    one = quadratic(reptile, meta_batch=1, weight_decay=0.8)
+    one.step(centred(5), 1.0)
+    assert one.phi.numpy() == pytest.approx([3.66])
+
+
+def test_adam_as_outer_optimizer_steps_by_its_rate():
+    # Adam's first step is the sign of the meta-gradient times the rate (but for its epsilon).
+    one = quadratic(reptile, outer=keras.optimizers.Adam())
+    one.step(centred(5, -1), 0.01)
+    assert one.phi.numpy() == pytest.approx([1.01], abs=1e-6)
+
+
+def test_adams_moments_run_on_in_turn_and_are_averaged_side_by_side():
+    # beta_1 = 0, beta_2 = 0.75, gradients of the first step -4 and 2: v = 0.25 g².
+    inner = keras.optimizers.Adam(1e-9, beta_1=0.0, beta_2=0.75)
+    for in_turn, moment, count in ((False, (0.25 * 16 + 0.25 * 4) / 2, 1), (True, 0.75 * (0.25 * 16) + 0.25 * 4, 2)):
+        one = quadratic(reptile, inner=inner, in_turn=in_turn)
+        one.step(centred(5, -1, steps=1), 0.0)
+        state = {tuple(v.shape): v.numpy() for v in one.inner_state}  # the last of shape [1] is the second moment
+        assert state[()] == count
+        assert state[(1,)] == pytest.approx([moment])
+
+
+# --- identities --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_meta_step_zero_leaves_phi_as_it_is(small_model, glyphs, in_turn):
+    one = learner(small_model(), adam(), in_turn=in_turn)
+    before = one.state()
+    assert one.step(tasks.training_tasks(glyphs, iteration=0, **TRAINING), 0.0) > 0
+    np.testing.assert_array_equal(one.state()["phi"], before["phi"])
+    assert (one.state()["inner/2"] != before["inner/2"]).any()
+
+
+def test_one_sgd_step_is_joint_training(float64, small_model, glyphs):
+    """With k = 1 phi makes an SGD step on the mean over tasks of their losses, by stock Keras alone."""
+    model, rate, meta_step = small_model(), 0.01, 0.5
+    batch = tasks.training_tasks(glyphs, iteration=0, **(TRAINING | {"steps": 1}))
+    before = [v.numpy() for v in model.trainable_variables]
+    with tf.GradientTape() as tape:
+        loss = 0.0
+        for x, y, (samples,) in zip(batch.x, batch.y, batch.minibatches, strict=True):
+            logits = model(x[samples].astype(float), training=True)
+            loss += keras.ops.sum(keras.losses.sparse_categorical_crossentropy(y[samples], logits, from_logits=True))
+        loss /= len(batch.y)
+    gradients = tape.gradient(loss, model.trainable_variables)
+    expected = np.concatenate([np.ravel(w - meta_step * rate * g) for w, g in zip(before, gradients, strict=True)])
+    one = learner(small_model(), sgd(rate))
+    start = one.state()["phi"]
+    one.step(batch, meta_step)
+    assert relative(one.state()["phi"], expected, start) < 1e-7  # Keras keeps the rate in float32
+
+
+def test_first_order_maml_with_sgd_is_the_last_gradient(float64, small_model, glyphs):
+    one = learner(small_model(), sgd(0.01), meta_gradient=foml)
+    phi = one.phi.numpy()
+    batch = tasks.training_tasks(glyphs, iteration=0, foml=True, **TRAINING)
+    network, last = Network(small_model(), cross_entropy), []
+    for x, y, minibatches, (tail,) in zip(*batch, strict=True):
+        w = tf.constant(phi)[tf.newaxis]
+        for samples in minibatches:
+            w -= 0.01 * network.gradient(w, x[samples][np.newaxis], y[samples][np.newaxis])
+        last.append(0.01 * network.gradient(w, x[tail][np.newaxis], y[tail][np.newaxis])[0])
+    one.step(batch, 0.5)
+    assert relative(one.phi.numpy(), phi - 0.5 * np.mean(last, 0), phi) < 1e-6
+
+
+@pytest.mark.parametrize("meta_gradient", [reptile, foml])
+def test_side_by_side_equals_in_turn_with_sgd(float64, small_model, glyphs, meta_gradient):
+    options = {"meta_gradient": meta_gradient}
+    start = learner(small_model(), sgd()).state()["phi"]
+    in_turn = after(small_model(), sgd(), glyphs, in_turn=True, **options)
+    side = after(small_model(), sgd(), glyphs, **options)
+    assert relative(side["phi"], in_turn["phi"], start) < 1e-9
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_one_stacked_program_equals_branches(float64, small_model, glyphs, in_turn):
+    start = learner(small_model(), adam()).state()
+    branches = after(small_model(), adam(), glyphs, in_turn=in_turn)
+    stacked = after(small_model(), adam(), glyphs, in_turn=in_turn, stacked=True)
+    assert relative(stacked["phi"], branches["phi"], start["phi"]) < 1e-5  # Adam magnifies the rounding of zeros
+    assert stacked["inner/0"] == branches["inner/0"] == (24 if in_turn else 6)
+
+
+def test_compiled_equals_eager(float64, small_model, glyphs, request):
+    compiled = after(small_model(), sgd(), glyphs)
+    start = learner(small_model(), sgd()).state()["phi"]
+    request.getfixturevalue("eagerly")
+    assert relative(after(small_model(), sgd(), glyphs)["phi"], compiled["phi"], start) < 1e-9
+
+
+def test_the_sum_of_the_losses_counts_not_their_mean(float64, small_model, glyphs):
+    """A minibatch with every sample twice makes an SGD step twice as long."""
+    batch = tasks.training_tasks(glyphs, iteration=0, **(TRAINING | {"steps": 1}))
+    steps = []
+    for minibatches in (batch.minibatches, np.tile(batch.minibatches, 2)):
+        one = learner(small_model(), sgd(1e-4))
+        before = one.state()["phi"]
+        one.step(batch._replace(minibatches=minibatches), 1.0)
+        steps.append(one.state()["phi"] - before)
+    np.testing.assert_allclose(steps[1], 2 * steps[0], rtol=1e-6, atol=1e-15)
+
+
+def test_a_meta_iteration_is_traced_once(small_model, glyphs):
+    one = learner(small_model(), adam())
+    for i in range(4):
+        one.step(tasks.training_tasks(glyphs, iteration=i, **TRAINING), 1 - i / 4)
+    assert one._compiled_step.experimental_get_tracing_count() == 1
+
+
+# --- state -------------------------------------------------------------------------------------------------------
+
+
+def test_a_restored_learner_goes_on_bit_for_bit(small_model, glyphs):
+    outer = keras.optimizers.Adam()
+    one, other = (MetaLearner(small_model(), adam(), outer, meta_batch=4) for _ in range(2))
+    batches = [tasks.training_tasks(glyphs, iteration=i, **TRAINING) for i in range(4)]
+    for i, batch in enumerate(batches):
+        if i == 2:
+            kept = one.state()
+        one.step(batch, 0.01)
+    other.restore(kept)
+    for batch in batches[2:]:
+        other.step(batch, 0.01)
+    for name, value in one.state().items():
+        np.testing.assert_array_equal(other.state()[name], value, err_msg=name)
+
+
+def test_the_state_of_another_network_is_refused(small_model):
+    with pytest.raises(ValueError, match="another network"):
+        learner(small_model(5), adam()).restore(learner(small_model(3), adam()).state())
+
+
+def test_the_model_receives_phi(small_model, glyphs):
+    model = small_model()
+    one = learner(model, adam())
+    one.step(tasks.training_tasks(glyphs, iteration=0, **TRAINING), 1.0)
+    trained = np.concatenate([v.numpy().ravel() for v in one.update_model().trainable_variables])
+    np.testing.assert_array_equal(trained, one.phi.numpy())
+    assert one.model is model
+
+
+# --- what does not serve -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        keras.optimizers.Adam(clipnorm=1.0),
+        keras.optimizers.SGD(use_ema=True),
+        keras.optimizers.Lamb(),
+        keras.optimizers.Adafactor(),
+    ],
+    ids=lambda o: o.name,
+)
+def test_an_optimizer_that_mixes_weights_is_refused(small_model, inner):
+    with pytest.raises(ValueError, match="elementwise"):
+        learner(small_model(), inner)
+
+
+def test_a_model_with_dropout_is_refused():
+    model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dropout(0.5), keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match="random behaviour"):
+        learner(model, sgd())
+
+
+def test_a_model_without_weights_is_refused():
+    with pytest.raises(ValueError, match="no weights yet"):
+        learner(keras.Sequential([keras.layers.Dense(2)]), sgd())

@@ -1,0 +1,299 @@
+"""Omniglot from both its sources, its cache, and what the user hears when files are missing or damaged.
+
+Most tests use a small made-up set in Omniglot's layout. OMNIGLOT_ZIPS names a folder with the real archives
+images_background.zip and images_evaluation.zip.
+"""
+
+import functools
+import http.server
+import os
+import pathlib
+import threading
+import time
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reptile_tf.data import cache, omniglot
+from reptile_tf.errors import UserError
+
+ZIPS = os.environ.get("OMNIGLOT_ZIPS")
+needs_zips = pytest.mark.skipif(not ZIPS, reason="OMNIGLOT_ZIPS names no folder of Omniglot's archives")
+TABLE = {"images_background": {"Latin": 2, "Greek": 1}, "images_evaluation": {"Tengwar": 1}}
+
+
+def draw(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).random((105, 105)) > 0.1)
+
+
+@pytest.fixture
+def data_dir(tmp_path, monkeypatch):
+    """Two parts, three alphabets, four characters of 20 noise drawings."""
+    monkeypatch.setattr(omniglot, "_ALPHABETS", TABLE)
+    names = [("images_background", "Latin", 1), ("images_background", "Latin", 2)]
+    names += [("images_background", "Greek", 1), ("images_evaluation", "Tengwar", 1)]
+    for i, (part, alphabet, character) in enumerate(names):
+        folder = tmp_path / part / alphabet / f"character{character:02d}"
+        folder.mkdir(parents=True)
+        for drawing in range(20):
+            draw(20 * i + drawing).save(folder / f"{i + 1:04d}_{drawing + 1:02d}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("size", [28, 20, 64, 105])
+def test_resize_is_pillows_nearest_neighbour(data_dir, size):
+    loaded = omniglot.load_raw(data_dir, size)
+    assert loaded.names == ("Greek/character01", "Latin/character01", "Latin/character02", "Tengwar/character01")
+    for i, first in enumerate((40, 0, 20, 60)):
+        drawings = sorted((draw(first + j) for j in range(20)), key=lambda image: np.asarray(image).tobytes())
+        expected = [np.asarray(image.resize((size, size), Image.Resampling.NEAREST)) for image in drawings]
+        np.testing.assert_array_equal(loaded.of_class(i)[..., 0], np.stack(expected))
+    assert loaded.images.dtype == np.uint8
+    assert loaded.scale == 1
+
+
+def test_ink_stays_0_and_background_1(data_dir):
+    pixels = np.ones((105, 105), bool)
+    pixels[:, :50] = False
+    for file in (data_dir / "images_evaluation").rglob("*.png"):
+        Image.fromarray(pixels).save(file)
+    drawings = omniglot.load_raw(data_dir).of_class(3)
+    assert not drawings[:, :, :13].any()
+    assert drawings[:, :, 13:].all()
+
+
+def test_the_numbers_of_the_drawings_do_not_matter(data_dir):
+    before = omniglot.load_raw(data_dir)
+    folder = data_dir / "images_background" / "Greek" / "character01"
+    for file in sorted(folder.iterdir()):
+        file.rename(folder / f"new_{99 - int(file.stem[-2:])}.png")
+    np.testing.assert_array_equal(omniglot.load_raw(data_dir).images, before.images)
+
+
+def test_the_cache_spares_the_decoding_even_after_a_move(data_dir, tmp_path_factory, monkeypatch):
+    before = omniglot.load_raw(data_dir)
+    monkeypatch.setattr(omniglot, "_decode", None)
+    after = omniglot.load_raw(data_dir.rename(tmp_path_factory.mktemp("elsewhere") / "omniglot"))
+    np.testing.assert_array_equal(after.images, before.images)
+    np.testing.assert_array_equal(after.starts, before.starts)
+    np.testing.assert_array_equal(after.counts, before.counts)
+    assert after.names == before.names
+    assert all(type(name) is str for name in after.names)
+
+
+def test_the_cache_notices_a_changed_drawing_of_the_same_length(data_dir):
+    file = data_dir / "images_background" / "Greek" / "character01" / "0003_07.png"
+    file.write_bytes(file.read_bytes().ljust(3000))  # bytes after a PNG's end do not count
+    before = omniglot.load_raw(data_dir)
+    draw(1000).save(file)
+    file.write_bytes(file.read_bytes().ljust(3000))
+    after = omniglot.load_raw(data_dir)
+    assert (after.of_class(0) != before.of_class(0)).any()
+    np.testing.assert_array_equal(after.images[20:], before.images[20:])
+
+
+def test_the_cache_notices_removed_and_added_drawings(data_dir):
+    omniglot.load_raw(data_dir)
+    folder = data_dir / "images_background" / "Greek" / "character01"
+    (folder / "0003_07.png").rename(data_dir / "aside.png")
+    with pytest.raises(UserError, match="Greek has 0 of 1 characters whole and 1 others"):
+        omniglot.load_raw(data_dir)
+    (data_dir / "aside.png").rename(folder / "0003_07.png")
+    draw(1).save(folder / "0003_21.png")
+    with pytest.raises(UserError, match="Greek has 0 of 1"):
+        omniglot.load_raw(data_dir)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda whole: whole[: len(whole) // 2],
+        lambda whole: b"",
+        lambda whole: b"not a zip",
+        lambda whole: whole[:300] + bytes(byte ^ 255 for byte in whole[300:800]) + whole[800:],
+    ],
+)
+def test_a_damaged_cache_is_rebuilt_with_a_warning(data_dir, harm, caplog):
+    before = omniglot.load_raw(data_dir)
+    file = data_dir / "decoded-28.npz"
+    file.write_bytes(harm(file.read_bytes()))
+    np.testing.assert_array_equal(omniglot.load_raw(data_dir).images, before.images)
+    assert [record.message for record in caplog.records if "decoded-28.npz is damaged" in record.message]
+    caplog.clear()
+    omniglot.load_raw(data_dir)
+    assert not caplog.records
+
+
+def test_a_folder_that_cannot_be_written_to_costs_one_warning(data_dir, monkeypatch, caplog):
+    expected = omniglot.load_raw(data_dir).images
+    (data_dir / "decoded-28.npz").unlink()
+
+    def refuse(path):
+        raise UserError(f"cannot write {path}: Read-only file system")
+
+    monkeypatch.setattr(cache, "replacing", refuse)
+    np.testing.assert_array_equal(omniglot.load_raw(data_dir).images, expected)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "Read-only file system" in caplog.text
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"no Omniglot at .*nowhere; run: bash fetch_data.sh omniglot, or use --source"):
+        omniglot.load_raw(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("images_background/Latin", None, "complete: Latin is missing;"),
+        ("images_background/Latin/character02", None, "complete: Latin has 1 of 2 characters whole and 0 others;"),
+        ("images_evaluation", None, r"complete: all of images_evaluation \(1 alphabets\) is missing;"),
+        ("images_evaluation/Tengwar", "images_evaluation/Klingon", "Tengwar is missing, Klingon does not belong in"),
+        ("images_background/Greek", "images_evaluation/Greek", "Greek is missing, Greek does not belong in images_ev"),
+    ],
+)
+def test_missing_alphabets_are_named_before_anything_is_decoded(data_dir, monkeypatch, old, new, complaint):
+    (data_dir / old).rename(data_dir / (new or "aside"))
+    monkeypatch.setattr(omniglot, "_decode_png", None)
+    with pytest.raises(UserError, match=complaint) as caught:
+        omniglot.load_raw(data_dir)
+    assert str(caught.value).endswith(f"delete {data_dir} and run: bash fetch_data.sh omniglot, or use --source glyphs")
+
+
+@pytest.mark.parametrize("harm", [lambda whole: whole[:80], lambda whole: b"", lambda whole: b"<html>"])
+def test_a_damaged_drawing_is_named(data_dir, harm):
+    file = data_dir / "images_evaluation" / "Tengwar" / "character01" / "0004_13.png"
+    file.write_bytes(harm(file.read_bytes()))
+    with pytest.raises(UserError, match=r"cannot read .*Tengwar/character01/0004_13\.png .*fetch_data") as caught:
+        omniglot.load_raw(data_dir)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_drawing_of_another_size_is_named(data_dir):
+    file = data_dir / "images_evaluation" / "Tengwar" / "character01" / "0004_13.png"
+    draw(0).resize((28, 28)).save(file)
+    with pytest.raises(UserError, match=r"0004_13\.png \(28x28 pixels instead of 105x105\)"):
+        omniglot.load_raw(data_dir)
+
+
+def test_files_left_by_a_file_manager_are_ignored(data_dir):
+    before = omniglot.load_raw(data_dir)
+    for place in ("", "images_background", "images_background/Greek", "images_background/Greek/character01"):
+        (data_dir / place / "._0003_07.png").write_bytes(b"resource fork")
+    np.testing.assert_array_equal(omniglot.load_raw(data_dir).images, before.images)
+
+
+def test_the_table_has_all_1623_characters():
+    assert [len(part) for part in omniglot._ALPHABETS.values()] == [30, 20]
+    assert [sum(part.values()) for part in omniglot._ALPHABETS.values()] == [964, 659]
+
+
+@pytest.fixture(scope="module")
+def real_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("omniglot")
+    for part in ("images_background", "images_evaluation"):
+        with zipfile.ZipFile(pathlib.Path(ZIPS) / f"{part}.zip") as archive:
+            archive.extractall(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def real(real_dir):
+    return omniglot.load_raw(real_dir)
+
+
+@pytest.fixture
+def mirror(tmp_path):
+    """A folder with the archives that TensorFlow Datasets wants; the two subsets, unused here, hold but one drawing."""
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    for part in ("images_background", "images_evaluation"):
+        (folder / f"{part}.zip").symlink_to(pathlib.Path(ZIPS or "").resolve() / f"{part}.zip")
+    for part in ("images_background_small1", "images_background_small2"):
+        with (
+            zipfile.ZipFile(folder / f"{part}.zip", "w") as archive,
+            archive.open(f"{part}/Tifinagh/character55/0964_20.png", "w") as file,
+        ):
+            draw(0).save(file, "png")
+    return folder
+
+
+@pytest.fixture
+def tfds(mirror, monkeypatch):
+    """TensorFlow Datasets, quiet, and with a local server in the place of Omniglot's."""
+    module = pytest.importorskip("tensorflow_datasets")
+    pytest.importorskip("importlib_resources", reason="tensorflow_datasets needs it but does not ask for it")
+    from tensorflow_datasets.image_classification import omniglot as builder
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    module.disable_progress_bar()  # it takes longer than the unpacking
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=mirror)) as server:
+        base = f"http://127.0.0.1:{server.server_port}"
+        urls = {key: f"{base}/{url.rpartition('/')[2]}" for key, url in builder._DL_URLS.items()}
+        monkeypatch.setattr(builder, "_DL_URLS", urls)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield module
+        server.shutdown()
+    module.enable_progress_bar()
+
+
+def timed(load):
+    """Seconds and result of the quickest of three calls, since other programs may run at the same time."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        loaded = load()
+        times.append(time.perf_counter() - start)
+    return min(times), loaded
+
+
+@needs_zips
+def test_real_drawings_match_pillows(real, real_dir):
+    name = "Japanese_(katakana)/character33"
+    files = (real_dir / "images_background" / name).iterdir()
+    drawings = sorted((Image.open(file) for file in files), key=lambda image: np.asarray(image).tobytes())
+    expected = [np.asarray(image.resize((28, 28), Image.Resampling.NEAREST)) for image in drawings]
+    np.testing.assert_array_equal(real.of_class(real.names.index(name))[..., 0], np.stack(expected))
+    assert len(real) == 1623
+    assert real.images.mean() == pytest.approx(0.9195, abs=1e-4)
+
+
+@needs_zips
+def test_the_real_cache_loads_within_a_second(real, real_dir):
+    seconds, again = timed(lambda: omniglot.load_raw(real_dir))
+    assert seconds < 1
+    np.testing.assert_array_equal(again.images, real.images)
+
+
+@needs_zips
+def test_tensorflow_datasets_gives_the_same_arrays(real, tfds, tmp_path):
+    loaded = omniglot.load_tfds(tmp_path / "tfds")
+    assert loaded.names == real.names
+    np.testing.assert_array_equal(loaded.images, real.images)
+    np.testing.assert_array_equal(loaded.starts, real.starts)
+    np.testing.assert_array_equal(loaded.counts, real.counts)
+
+    seconds, again = timed(lambda: omniglot.load_tfds(tmp_path / "tfds"))
+    assert seconds < 1
+    np.testing.assert_array_equal(again.images, real.images)
+
+    (records,) = (tmp_path / "tfds").rglob("omniglot-test.tfrecord*")
+    records.write_bytes(records.read_bytes()[:100_000])
+    with pytest.raises(UserError, match=r"cannot read .*3\.0\.0 .*; delete .*3\.0\.0 and try again, or run: bash"):
+        omniglot.load_tfds(tmp_path / "tfds")
+
+
+def test_a_download_that_fails_names_the_way_out(tfds, tmp_path, monkeypatch):
+    from tensorflow_datasets.image_classification import omniglot as builder
+
+    missing = builder._DL_URLS["train"].replace("images_background", "no_such_file")
+    monkeypatch.setattr(builder, "_DL_URLS", {"train": missing})
+    with pytest.raises(UserError, match=r"cannot prepare Omniglot \(.*; run: bash fetch_data.sh omniglot") as caught:
+        omniglot.load_tfds(tmp_path / "tfds")
+    assert "\n" not in str(caught.value)

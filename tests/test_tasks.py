@@ -1,0 +1,103 @@
+"""Sampling: what the authors' code draws and deals, from a generator that can start anywhere."""
+
+import numpy as np
+import pytest
+
+from reptile_tf import tasks
+from reptile_tf.errors import UserError
+
+TRAINING = {"way": 5, "shots": 4, "batch": 6, "steps": 7, "seed": 3}
+
+
+def numbers(seed=0):
+    return np.random.default_rng(seed)
+
+
+def test_minibatches_are_dealt_from_shuffles_and_may_straddle_them():
+    dealt = tasks.deal_minibatches(5, 3, 10, False, numbers())
+    for shuffle in dealt.ravel().reshape(6, 5):
+        assert sorted(shuffle) == [0, 1, 2, 3, 4]
+    shuffles = {tuple(shuffle) for shuffle in dealt.ravel().reshape(6, 5)}
+    assert len(shuffles) > 1
+    assert any(len(set(minibatch)) < 3 for minibatch in dealt)  # one that straddles has some sample twice
+
+
+def test_with_replacement_minibatches_are_drawn_apart_but_no_sample_twice_in_one():
+    dealt = tasks.deal_minibatches(5, 4, 50, True, numbers())
+    assert all(len(set(minibatch)) == 4 for minibatch in dealt)
+    # Dealing without replacement would use each sample exactly 40 times.
+    assert len(set(np.bincount(dealt.ravel()))) > 1
+    with pytest.raises(ValueError, match="minibatch of 6 cannot be drawn from 5"):
+        tasks.deal_minibatches(5, 6, 1, True, numbers())
+
+
+def test_a_minibatch_may_be_larger_than_the_task_without_replacement():
+    dealt = tasks.deal_minibatches(2, 5, 2, False, numbers())
+    assert np.bincount(dealt.ravel()).tolist() == [5, 5]
+
+
+def test_a_draw_has_different_classes_and_different_images_of_each(glyphs):
+    for seed in range(20):
+        drawn = tasks.draw_images(glyphs, 5, 8, numbers(seed))
+        classes = drawn // 8
+        assert (classes == classes[:, :1]).all()
+        assert len(set(classes[:, 0])) == 5
+        assert all(len(set(row)) == 8 for row in drawn)
+
+
+def test_label_i_is_the_ith_class_drawn_and_indexes_reach_its_images(glyphs):
+    batch = tasks.training_tasks(glyphs, iteration=0, count=2, **TRAINING)
+    for task in range(2):
+        rng = tasks.generator(3, tasks.TRAINING, 0, task)
+        drawn = tasks.draw_images(glyphs, 5, 4, rng)
+        for label in range(5):
+            np.testing.assert_array_equal(batch.x[task][batch.y[task] == label], glyphs.images[drawn[label]])
+
+
+def test_a_task_depends_on_seed_iteration_and_number_alone(glyphs):
+    few = tasks.training_tasks(glyphs, iteration=7, count=2, **TRAINING)
+    many = tasks.training_tasks(glyphs, iteration=7, count=5, **TRAINING)
+    np.testing.assert_array_equal(few.x, many.x[:2])
+    np.testing.assert_array_equal(few.minibatches, many.minibatches[:2])
+    for other in ({"iteration": 8}, {"iteration": 7, "seed": 4}):
+        assert (tasks.training_tasks(glyphs, count=2, **(TRAINING | other)).x != few.x).any()
+    assert (many.x[0] != many.x[1]).any()
+
+
+def test_evaluation_numbers_tasks_alike_in_any_batching(glyphs):
+    arguments = {"way": 5, "shots": 2, "batch": 5, "steps": 3, "seed": 0}
+    whole = tasks.evaluation_tasks(glyphs, first=0, count=6, **arguments)
+    part = tasks.evaluation_tasks(glyphs, first=4, count=2, **arguments)
+    np.testing.assert_array_equal(whole.query_x[4:], part.query_x)
+    np.testing.assert_array_equal(whole.support.minibatches[4:], part.support.minibatches)
+
+
+def test_no_query_image_is_in_the_support_set(glyphs):
+    batch = tasks.evaluation_tasks(glyphs, way=5, shots=7, batch=5, steps=1, seed=0, count=10)
+    support = batch.support.x.reshape(10, 5, 7, -1)
+    query = batch.query_x.reshape(10, 5, 1, -1)
+    assert not (support == query).all(-1).any()
+
+
+def test_foml_parts_the_last_minibatch_from_the_others(glyphs):
+    reptile = tasks.training_tasks(glyphs, iteration=0, count=2, **TRAINING)
+    foml = tasks.training_tasks(glyphs, iteration=0, count=2, foml=True, **TRAINING)
+    np.testing.assert_array_equal(np.concatenate([foml.minibatches, foml.tail], 1), reptile.minibatches)
+
+
+def test_a_foml_tail_is_all_set_aside_samples_and_no_other_step_sees_them(glyphs):
+    batch = tasks.training_tasks(glyphs, iteration=0, count=3, foml=True, tail_shots=1, **TRAINING)
+    assert batch.minibatches.shape[1] == TRAINING["steps"] - 1
+    for task in range(3):
+        tail = batch.tail[task, 0]
+        assert sorted(batch.y[task][tail]) == [0, 1, 2, 3, 4]
+        assert not set(tail) & set(batch.minibatches[task].ravel())
+        assert set(batch.minibatches[task].ravel()) | set(tail) == set(range(20))
+
+
+def test_too_few_classes_or_images_are_named(glyphs):
+    with pytest.raises(UserError, match="41 ways need 41 classes, but there are 40 for training"):
+        tasks.check_enough(glyphs, 41, 1, "training")
+    with pytest.raises(UserError, match="class glyph0000 has 8 images, but evaluation needs 9"):
+        tasks.check_enough(glyphs, 5, 9, "evaluation")
+    tasks.check_enough(glyphs, 40, 8, "training")

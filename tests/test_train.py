@@ -1,0 +1,181 @@
+"""The training loop: resume, crash, interruption, divergence, and that it learns."""
+
+import dataclasses
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from reptile_tf import train
+from reptile_tf.checkpoint import KEEP, RunFolder
+from reptile_tf.errors import UserError
+from reptile_tf.evaluate import meta_test
+from reptile_tf.meta import MetaLearner
+from reptile_tf.settings import Settings
+from reptile_tf.train import Interrupted, meta_train
+
+SETTINGS = Settings(
+    classes=3, shots=1, train_shots=4, inner_batch=5, inner_iters=2, meta_batch=2, meta_iters=11, meta_step=1.0,
+    meta_step_final=0.0, save_interval=4, eval_interval=3, eval_tasks=2, eval_iters=2,
+)  # fmt: skip
+
+
+class Crash(BaseException):
+    """Stands for a power cut: no handler of the package may catch it."""
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """Calls a function before the step of a given number, counted over all runs of the test."""
+
+    def do(number, function):
+        step, count = MetaLearner.step, [0]
+
+        def counting(self, *arguments):
+            count[0] += 1
+            if count[0] == number:
+                function()
+            return step(self, *arguments)
+
+        monkeypatch.setattr(MetaLearner, "step", counting)
+
+    return do
+
+
+def run(small_model, glyphs, folder, settings=SETTINGS):
+    return meta_train(small_model(), glyphs, settings, held_out=glyphs, folder=RunFolder(folder)).state()
+
+
+def claimed(folder):
+    RunFolder(folder).claim({"benchmark": "test", "settings": {}, "split": {}})
+    return folder
+
+
+def crash():
+    raise Crash
+
+
+def assert_equal(ours, expected):
+    for name, value in expected.items():
+        np.testing.assert_array_equal(ours[name], value, err_msg=name)
+
+
+def test_a_run_that_crashed_goes_on_to_the_same_weights(small_model, glyphs, tmp_path, at_step):
+    whole = run(small_model, glyphs, claimed(tmp_path / "whole"))
+    folder = claimed(tmp_path / "crashed")
+    at_step(7, crash)
+    with pytest.raises(Crash):
+        run(small_model, glyphs, folder)
+    assert RunFolder(folder).iterations() == [4]
+    assert_equal(run(small_model, glyphs, folder), whole)
+    ours, theirs = (RunFolder(tmp_path / name).load().history for name in ("crashed", "whole"))
+    np.testing.assert_array_equal(ours[:, [0, 2]], theirs[:, [0, 2]])  # column 1 is the time
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_first_and_the_run_goes_on_to_the_same_weights(small_model, glyphs, tmp_path, at_step, number):
+    whole = run(small_model, glyphs, claimed(tmp_path / "whole"))
+    folder = claimed(tmp_path / "stopped")
+    at_step(6, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(Interrupted) as caught:
+        run(small_model, glyphs, folder)
+    assert caught.value.args == (number, 6)
+    assert RunFolder(folder).iterations()[-1] == 6
+    assert_equal(run(small_model, glyphs, folder), whole)
+
+
+def test_a_finished_run_does_not_train_again(small_model, glyphs, tmp_path, at_step):
+    folder = claimed(tmp_path / "run")
+    whole = run(small_model, glyphs, folder)
+    at_step(1, crash)
+    assert_equal(run(small_model, glyphs, folder), whole)
+
+
+def test_only_the_newest_checkpoints_stay(small_model, glyphs, tmp_path):
+    folder = claimed(tmp_path / "run")
+    run(small_model, glyphs, folder, dataclasses.replace(SETTINGS, save_interval=2))
+    assert RunFolder(folder).iterations() == [10, 11]
+    assert KEEP == 2
+
+
+def test_divergence_stops_and_names_the_last_good_checkpoint(small_model, glyphs, tmp_path, monkeypatch):
+    folder = claimed(tmp_path / "run")
+    schedule = Settings.schedule
+    monkeypatch.setattr(Settings, "schedule", lambda self, i: np.inf if i == 5 else schedule(self, i))
+    with pytest.raises(
+        UserError, match="not finite at meta-iteration 6.*last good checkpoint, of meta-iteration 4, is"
+    ):
+        run(small_model, glyphs, folder)
+    kept = RunFolder(folder).load()
+    assert kept.iteration == 4
+    assert all(np.isfinite(value).all() for value in kept.state.values())
+
+
+def test_a_checkpoint_of_another_network_is_refused(small_model, glyphs, tmp_path):
+    folder = claimed(tmp_path / "run")
+    run(small_model, glyphs, folder)
+    with pytest.raises(UserError, match="does not fit: the state is of another network"):
+        meta_train(small_model(5), glyphs, dataclasses.replace(SETTINGS, classes=5), folder=RunFolder(folder))
+
+
+def test_training_learns(small_model, glyphs):
+    settings = dataclasses.replace(
+        SETTINGS, meta_iters=200, meta_batch=4, inner_iters=5, learning_rate=5e-3, eval_iters=10, eval_samples=100
+    )
+    untrained = meta_test(train.make_learner(small_model(), settings, glyphs.scale), glyphs, settings)
+    trained = meta_test(meta_train(small_model(), glyphs, settings), glyphs, settings)
+    assert trained.accuracy - trained.ci95 > untrained.accuracy + untrained.ci95
+
+
+# --- the folder --------------------------------------------------------------------------------------------------
+
+
+CONFIG = {
+    "benchmark": "omniglot",
+    "settings": {"classes": 5, "inner_iters": 20},
+    "split": {"train": ["a"], "test": ["b"]},
+}
+
+
+def test_a_folder_with_other_settings_is_refused_with_the_differences(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(CONFIG)
+    folder.claim(CONFIG)
+    before = (folder.path / "config.json").read_bytes()
+    other = CONFIG | {"settings": {"classes": 20, "inner_iters": 20}}
+    with pytest.raises(UserError, match=r"other settings: --classes 5 there, 20 here\. Choose another"):
+        folder.claim(other)
+    with pytest.raises(UserError, match="other classes"):
+        folder.claim(CONFIG | {"split": {"train": ["b"], "test": ["a"]}})
+    assert (folder.path / "config.json").read_bytes() == before
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="not a run's folder .it holds thesis.tex"):
+        RunFolder(tmp_path).claim(CONFIG)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot use .*file/run as --checkpoint"):
+        RunFolder(tmp_path / "file" / "run").claim(CONFIG)
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    with pytest.raises(UserError, match="no run in .*; name its folder with --checkpoint"):
+        RunFolder(tmp_path).config()
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="cannot read .*config.json"):
+        RunFolder(tmp_path).config()
+
+
+def test_a_damaged_checkpoint_is_named(small_model, glyphs, tmp_path):
+    folder = claimed(tmp_path / "run")
+    run(small_model, glyphs, folder)
+    newest = max(folder.glob("checkpoint-*.npz"))
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.raises(UserError, match=f"cannot read {newest}"):
+        RunFolder(folder).load()
