@@ -17,6 +17,7 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
+        "importlib_resources>=6",  # TensorFlow Datasets needs it and does not say so
         "keras>=3.12",
         "matplotlib>=3.9",
         "numpy>=2.0",

@@ -21,7 +21,7 @@ def learning_curve(path: pathlib.Path, history: np.ndarray, what: str) -> None:
     Args:
       path: of the PNG.
       history: float64 [task, 3], see `checkpoint.Checkpoint`.
-      what: what was measured, for the title.
+      what: the data set, for the title.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot(

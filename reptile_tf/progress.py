@@ -32,8 +32,8 @@ class Progress:
         self._bar = None
         if sys.stdout.isatty() and not silent:
             self._bar = tqdm.tqdm(desc=what, total=total, initial=done, unit=f" {unit}", file=sys.stdout, leave=False)
-        self._began = self._said = time.monotonic()
-        self._began_at = done
+        self._said = time.monotonic()
+        self._began: tuple[float, int] | None = None  # when the first advance was reported, and where it stood
 
     def __enter__(self) -> "Progress":
         return self
@@ -52,10 +52,11 @@ class Progress:
             self._bar.update(units)
             return
         now = time.monotonic()
+        self._began = self._began or (now, self._done)  # the first includes compiling and would spoil the rate
         if now - self._said < SECONDS_BETWEEN_LINES and self._done < self._total:
             return
         self._said = now
-        rate = (self._done - self._began_at) / max(now - self._began, 1e-9)
+        rate = (self._done - self._began[1]) / max(now - self._began[0], 1e-9)
         left = (self._total - self._done) / rate if rate else float("inf")
         note = f"  {note}" if note else ""
         say(f"{self._what} {self._done}/{self._total}  {rate:.1f} {self._unit}/s  {_clock(left)} left{note}")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 import platform
 import subprocess
 import time
@@ -18,9 +19,8 @@ from reptile_tf.checkpoint import RunFolder
 from reptile_tf.data import ImageClasses, glyphs, omniglot
 from reptile_tf.errors import UserError
 from reptile_tf.evaluate import Evaluator, meta_test
-from reptile_tf.meta import MetaLearner
 from reptile_tf.progress import say
-from reptile_tf.settings import Settings, flag
+from reptile_tf.settings import Settings, SettingsError, flag
 
 Sets = dict[str, ImageClasses]
 
@@ -94,45 +94,57 @@ def run(settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> Non
     say(f"{benchmark.name} ({settings.source}): {len(images):,} classes, {images.counts.sum():,} images")
     keras.utils.set_random_seed(settings.seed % 2**32)
     model = benchmark.network(settings.classes, settings.filters)
-    work = _evaluate_pretrained if settings.pretrained else _train_and_evaluate
-    work(model, images, settings, benchmark, folder, stacked)
+    if settings.pretrained:
+        sets = _split_of(folder, images)
+        learner = train.make_learner(model, settings, images.scale, stacked)
+        checkpoint = folder.load()
+        if checkpoint is None:
+            raise UserError(f"no checkpoint in {folder.path} yet: train first")
+        train.restore(learner, checkpoint)
+        say(f"{folder.path}: trained for {checkpoint.iteration} meta-iterations")
+    else:
+        sets = benchmark.split(images, settings.seed)
+        _claim(folder, sets, settings, benchmark)
+        say(f"training; checkpoints and TensorBoard events go to {folder.path}")
+        training, held_out = benchmark.for_training(sets["train"]), sets[benchmark.held_out]
+        learner = train.meta_train(model, training, settings, held_out=held_out, folder=folder, stacked=stacked)
+        checkpoint = folder.load()
+
+    description = _description(settings, benchmark)
+    say(f"evaluating {description['task']}")
+    evaluator, began = Evaluator(learner, settings.transductive), time.monotonic()
+    results = {}
+    for name, classes in sets.items():
+        accuracy = meta_test(learner, classes, settings, evaluator=evaluator, progress=f"{name} tasks")
+        say(f"{name} accuracy: {accuracy}")
+        results[name] = accuracy._asdict()
+    results |= {
+        "meta_iterations": checkpoint.iteration,
+        "training_seconds": checkpoint.seconds,
+        "evaluation_seconds": time.monotonic() - began,
+    } | description
+    how = f"{settings.shots}shot{'-transductive' if settings.transductive else ''}"
+    name = f"evaluation-{how}.json" if settings.pretrained else "results.json"
+    files.write_text(folder.path / name, json.dumps(results, indent=1) + "\n")
+    if not settings.pretrained:
+        with files.replacing(folder.path / "model.keras") as part:
+            learner.model.save(part)
+        if len(checkpoint.history):
+            plots.learning_curve(
+                folder.path / "learning_curve.png", checkpoint.history, f"{benchmark.name} ({settings.source})"
+            )
+        batch = tasks.evaluation_tasks(sets["test"], **settings.evaluation_arguments(), count=evaluator.tasks)
+        plots.adapted_task(folder.path / "test_task.png", batch, tf.nn.softmax(evaluator.logits(batch)[0]).numpy())
+    say(f"{name} is in {folder.path}" + ("" if settings.pretrained else ", with model.keras and the pictures"))
 
 
-def _train_and_evaluate(
-    model: keras.Model,
-    images: ImageClasses,
-    settings: Settings,
-    benchmark: Benchmark,
-    folder: RunFolder,
-    stacked: bool,
-) -> None:
-    sets = benchmark.split(images, settings.seed)
+def _claim(folder: RunFolder, sets: Sets, settings: Settings, benchmark: Benchmark) -> None:
+    """Makes the folder this run's, once nothing is left that could keep the run from starting."""
     for classes in sets.values():
         tasks.check_enough(classes, settings.classes, settings.shots + 1, "evaluation")
     tasks.check_enough(sets["train"], settings.classes, settings.images_per_class, "training")
     split = {name: list(classes.names) for name, classes in sets.items()}
     folder.claim({"benchmark": benchmark.name, "settings": settings.determining_weights(), "split": split})
-    say(f"training; checkpoints and TensorBoard events go to {folder.path}")
-    learner = train.meta_train(
-        model,
-        benchmark.for_training(sets["train"]),
-        settings,
-        held_out=sets[benchmark.held_out],
-        folder=folder,
-        stacked=stacked,
-    )
-    evaluator = Evaluator(learner, settings.transductive)
-    results = _evaluate_sets(learner, evaluator, sets, settings)
-    checkpoint = folder.load()
-    results |= _description(settings, benchmark, checkpoint.iteration) | {"training_seconds": checkpoint.seconds}
-    files.write_text(folder.path / "results.json", json.dumps(results, indent=1) + "\n")
-    with files.replacing(folder.path / "model.keras") as part:
-        learner.model.save(part)
-    if len(checkpoint.history):
-        plots.learning_curve(folder.path / "learning_curve.png", checkpoint.history, _task_name(settings, benchmark))
-    batch = tasks.evaluation_tasks(sets["test"], **settings.evaluation_arguments(), count=evaluator.tasks)
-    plots.adapted_task(folder.path / "test_task.png", batch, tf.nn.softmax(evaluator.logits(batch)[0]).numpy())
-    say(f"results.json, model.keras and the pictures are in {folder.path}")
 
 
 def _of_network_in(folder: RunFolder, settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> Settings:
@@ -145,29 +157,10 @@ def _of_network_in(folder: RunFolder, settings: Settings, chosen: frozenset[str]
     if wrong:
         asked = ", ".join(f"{flag(name)} {getattr(settings, name)} (it has {trained[name]})" for name in wrong)
         raise UserError(f"{folder.path} holds another network than asked for: {asked}; leave these flags out")
-    return dataclasses.replace(settings, **trained)
-
-
-def _evaluate_pretrained(
-    model: keras.Model,
-    images: ImageClasses,
-    settings: Settings,
-    benchmark: Benchmark,
-    folder: RunFolder,
-    stacked: bool,
-) -> None:
-    checkpoint = folder.load()
-    if checkpoint is None:
-        raise UserError(f"no checkpoint in {folder.path} yet: train first")
-    learner = train.make_learner(model, settings, images.scale, stacked)
-    train.restore(learner, checkpoint)
-    say(f"{folder.path}: trained for {checkpoint.iteration} meta-iterations")
-    sets = _split_of(folder, images)
-    results = _evaluate_sets(learner, Evaluator(learner, settings.transductive), sets, settings)
-    results |= _description(settings, benchmark, checkpoint.iteration)
-    name = f"evaluation-{settings.shots}shot{'-transductive' if settings.transductive else ''}.json"
-    files.write_text(folder.path / name, json.dumps(results, indent=1) + "\n")
-    say(f"{name} is in {folder.path}")
+    try:
+        return dataclasses.replace(settings, **trained)
+    except (SettingsError, TypeError) as error:
+        raise UserError(f"these flags do not go with {folder.path}: {error}") from error
 
 
 def _split_of(folder: RunFolder, images: ImageClasses) -> Sets:
@@ -180,26 +173,12 @@ def _split_of(folder: RunFolder, images: ImageClasses) -> Sets:
     return {name: images.subset([where[n] for n in names]) for name, names in split.items()}
 
 
-def _evaluate_sets(learner: MetaLearner, evaluator: Evaluator, sets: Sets, settings: Settings) -> dict[str, Any]:
-    results, began = {}, time.monotonic()
-    for name, classes in sets.items():
-        accuracy = meta_test(learner, classes, settings, evaluator=evaluator, progress=f"{name} tasks")
-        say(f"{name} accuracy: {accuracy}")
-        results[name] = accuracy._asdict()
-    return results | {"evaluation_seconds": time.monotonic() - began}
-
-
-def _task_name(settings: Settings, benchmark: Benchmark) -> str:
-    how = " transductive" if settings.transductive else ""
-    return f"{benchmark.name} ({settings.source}), {settings.shots}-shot {settings.classes}-way{how}"
-
-
-def _description(settings: Settings, benchmark: Benchmark, iteration: int) -> dict[str, Any]:
+def _description(settings: Settings, benchmark: Benchmark) -> dict[str, Any]:
     """What must stand beside a number: settings, versions, machine and commit."""
+    transductive = " transductive" if settings.transductive else ""
     gpus = len(tf.config.list_physical_devices("GPU"))
     return {
-        "task": _task_name(settings, benchmark),
-        "meta_iterations": iteration,
+        "task": f"{benchmark.name} ({settings.source}), {settings.shots}-shot {settings.classes}-way{transductive}",
         "seed": settings.seed,
         "settings": dataclasses.asdict(settings),
         "versions": {"python": platform.python_version()}
@@ -211,11 +190,18 @@ def _description(settings: Settings, benchmark: Benchmark, iteration: int) -> di
 
 def _commit() -> str | None:
     """The git commit of the code that runs, with "+" if it was changed since; None outside a checkout."""
-    git = ["git", "-C", os.path.dirname(os.path.abspath(__file__))]
+    here = pathlib.Path(__file__).resolve()
+    commands = (
+        ["ls-files", "--error-unmatch", here.name],  # fails if this is a copy installed in somebody else's repository
+        ["rev-parse", "--short=10", "HEAD"],
+        ["status", "--porcelain", "--untracked-files=no"],
+    )
     try:
-        commit, changes = (
-            subprocess.run([*git, *command], capture_output=True, text=True, check=True).stdout.strip()
-            for command in (["rev-parse", "--short=10", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        _, commit, changes = (
+            subprocess.run(
+                ["git", *command], cwd=here.parent, capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for command in commands
         )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -83,5 +83,5 @@ def _write(path: pathlib.Path, key: str, classes: ImageClasses) -> None:
         "counts": classes.counts,
         "names": np.array(classes.names),
     }
-    with replacing(path) as file:
-        np.savez(file, **arrays)
+    with replacing(path) as part:
+        np.savez(part, **arrays)
