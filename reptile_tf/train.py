@@ -50,11 +50,13 @@ def meta_train(
       The learner, to be evaluated; its model is the one given.
 
     Raises:
-      UserError: too few classes or images; a checkpoint that does not fit; a loss that is not finite.
+      UserError: too few classes or images; a model for other images or ways; a checkpoint that does not fit; a loss
+        that is not finite.
       Interrupted: SIGINT or SIGTERM; what was done is saved.
     """
     learner, checkpoint = make_learner(model, settings, classes.scale, stacked), None
     tasks.check_enough(classes, settings.classes, settings.images_per_class, "training")
+    _check_fit(model, classes.images.shape[1:], settings.classes)
     if folder is not None:
         checkpoint = folder.load()
     if checkpoint is None:
@@ -64,6 +66,15 @@ def meta_train(
         _train(learner, classes, settings, held_out, folder, checkpoint)
     learner.update_model()
     return learner
+
+
+def _check_fit(model: keras.Model, image: tuple[int, ...], way: int) -> None:
+    try:
+        outputs = model.compute_output_spec(keras.KerasTensor((1, *image))).shape[1:]
+    except ValueError as error:
+        raise UserError(f"the model does not take images of {image}: {str(error).splitlines()[0]}") from error
+    if outputs != (way,):
+        raise UserError(f"the model gives outputs of {outputs} for an image, but {way} ways need ({way},)")
 
 
 def make_learner(model: keras.Model, settings: Settings, scale: float, stacked: bool = False) -> MetaLearner:

@@ -165,6 +165,29 @@ def test_one_stacked_program_equals_branches(float64, small_model, glyphs, in_tu
     assert stacked["inner/0"] == branches["inner/0"] == (24 if in_turn else 6)
 
 
+class Subclassed(keras.Model):
+    """A model whose layers only Python knows."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.inside = model.layers
+
+    def call(self, x, training=None):
+        for layer in self.inside:
+            x = layer(x, training=training) if isinstance(layer, keras.layers.BatchNormalization) else layer(x)
+        return x
+
+
+def test_functional_and_subclassed_models_are_as_good_as_sequential(float64, small_model, glyphs):
+    expected = after(small_model(), sgd(), glyphs)["phi"]
+    start = learner(small_model(), sgd()).state()["phi"]
+    functional = keras.Model(*(lambda m: (m.inputs, m.outputs))(small_model()))
+    subclassed = Subclassed(small_model())
+    subclassed(np.zeros((1, 28, 28, 1)))
+    for model in (functional, subclassed):
+        assert relative(after(model, sgd(), glyphs)["phi"], expected, start) < 1e-9
+
+
 def test_compiled_equals_eager(float64, small_model, glyphs, request):
     compiled = after(small_model(), sgd(), glyphs)
     start = learner(small_model(), sgd()).state()["phi"]

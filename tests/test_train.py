@@ -119,6 +119,13 @@ def test_a_checkpoint_of_another_network_is_refused(small_model, glyphs, tmp_pat
         meta_train(small_model(5), glyphs, dataclasses.replace(SETTINGS, classes=5), folder=RunFolder(folder))
 
 
+def test_a_model_for_other_images_or_ways_is_refused(small_model, glyphs):
+    with pytest.raises(UserError, match=r"gives outputs of \(4,\) for an image, but 3 ways need \(3,\)"):
+        meta_train(small_model(4), glyphs, SETTINGS)
+    with pytest.raises(UserError, match=r"does not take images of \(14, 14, 1\)"):
+        meta_train(small_model(3), dataclasses.replace(glyphs, images=glyphs.images[:, ::2, ::2]), SETTINGS)
+
+
 def test_training_learns(small_model, glyphs):
     settings = dataclasses.replace(
         SETTINGS, meta_iters=200, meta_batch=4, inner_iters=5, learning_rate=5e-3, eval_iters=10, eval_samples=100
