@@ -7,18 +7,22 @@ BIN := $(VENV)/bin
 # About four minutes on two cores; the paper's full run is in the README.
 QUICK := --preset omniglot-1shot-5way --transductive --meta-iters 1500 --save-interval 250 --eval-samples 200
 
+# Twice: without the warnings of packages that are built here.
+QUIETLY := --quiet --quiet --disable-pip-version-check
+# For what builds packages, too.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+
 .PHONY: train test lint bench clean
 
 $(VENV)/installed: setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=…")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install $(QUIETLY) -e '.[dev]'
 	touch $@
 
 # The network gets ten seconds to answer; the glyphs need none.
 train: $(VENV)/installed
-	@if PYTHON=$(BIN)/python FETCH_PATIENCE=10 bash fetch_data.sh omniglot; then source=raw; \
+	@if PYTHON=$(BIN)/python FETCH_PATIENCE=10 bash fetch_data.sh omniglot data; then source=raw; \
 	else echo "Omniglot could not be fetched: training on the built-in glyphs instead"; source=glyphs; fi; \
 	$(BIN)/python run_omniglot.py $(QUICK) --source $$source --checkpoint checkpoints/quick-start-$$source
 
@@ -30,8 +34,8 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 
 bench: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python -m pip install $(QUIETLY) -e '.[bench]'
+	$(BIN)/python benchmarks/speed.py $(BENCH)
 
 clean:
 	rm -rf $(VENV)

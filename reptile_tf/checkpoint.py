@@ -4,9 +4,9 @@ A checkpoint is one .npz of plain arrays (read without pickle) that appears whol
 """
 
 import json
+import os
 import pathlib
 import re
-import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,7 +68,14 @@ class RunFolder:
         Raises:
           UserError: it is another run's, holds something else, or cannot be written to.
         """
-        if self._config_path.exists():
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            found = sorted(p.name for p in self.path.iterdir() if not files.is_leftover(p))
+        except OSError as error:
+            raise UserError(f"cannot use {self.path} as --checkpoint: {error.strerror}") from error
+        if not os.access(self.path, os.W_OK):
+            raise UserError(f"cannot use {self.path} as --checkpoint: it cannot be written to")
+        if self._config_path.name in found:
             differences = _differences(self.config(), config)
             if differences:
                 raise UserError(
@@ -76,12 +83,6 @@ class RunFolder:
                     "Choose another --checkpoint, or the same settings to go on with it"
                 )
             return
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            # A process that was killed may have left a part of a file, which means nothing.
-            found = sorted(p.name for p in self.path.iterdir() if ".part" not in p.name)
-        except OSError as error:
-            raise UserError(f"cannot use {self.path} as --checkpoint: {error.strerror}") from error
         if found:
             raise UserError(f"{self.path} is not a run's folder (it holds {found[0]}); choose another --checkpoint")
         files.write_text(self._config_path, json.dumps(config, indent=1) + "\n")
@@ -114,7 +115,7 @@ class RunFolder:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
                 state = {n.removeprefix("state/"): arrays[n] for n in arrays.files if n.startswith("state/")}
                 return Checkpoint(int(arrays["iteration"]), float(arrays["seconds"]), state, arrays["history"])
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except files.NPZ_ERRORS as error:
             raise UserError(f"cannot read {path} ({error}); delete it to go on from the one before") from error
 
     def iterations(self) -> list[int]:

@@ -30,7 +30,6 @@ def main(argv: list[str], doc: str, benchmark: str) -> int:
         from reptile_tf.train import Interrupted
     except KeyboardInterrupt:
         return 130
-    again = "the same command goes on from there"
     try:
         run.run(settings, chosen, run.BENCHMARKS[benchmark])
     except UserError as error:
@@ -38,9 +37,11 @@ def main(argv: list[str], doc: str, benchmark: str) -> int:
         return 1
     except Interrupted as interrupted:
         number, done = interrupted.args
-        print(f"stopped after {done} meta-iterations, saved in {settings.checkpoint}; {again}")
+        print(
+            f"stopped after {done} meta-iterations, saved in {settings.checkpoint}; the same command goes on from there"
+        )
         return 128 + number
     except KeyboardInterrupt:
-        print(f"stopped; training is saved in {settings.checkpoint} up to its newest checkpoint, and {again}")
+        print(f"stopped; the same command goes on from the newest checkpoint in {settings.checkpoint}, if there is one")
         return 130
     return 0

@@ -5,6 +5,11 @@ import os
 import tensorflow as tf
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def configure(mode: str, tasks_side_by_side: int) -> tuple[bool, str]:
     """Chooses the mode, sets TensorFlow's threads and makes its ops deterministic.
 
@@ -16,15 +21,17 @@ def configure(mode: str, tasks_side_by_side: int) -> tuple[bool, str]:
       Whether to stack the tasks into one XLA program, and a line for the log.
     """
     gpus = tf.config.list_physical_devices("GPU")
-    cores = os.cpu_count() or 1
     stacked = mode == "stacked" or (mode == "auto" and bool(gpus))
     # Branches: a core each, since small kernels gain little from two. One program, or one task: all cores within an op.
-    within = cores if stacked else max(1, cores // tasks_side_by_side)
+    within = cores() if stacked else max(1, cores() // tasks_side_by_side)
     tf.config.threading.set_intra_op_parallelism_threads(within)
-    tf.config.threading.set_inter_op_parallelism_threads(cores)
+    tf.config.threading.set_inter_op_parallelism_threads(cores())
     tf.config.experimental.enable_op_determinism()
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
-    device = f"{len(gpus)} GPU (the first is used)" if len(gpus) > 1 else "GPU" if gpus else f"CPU, {cores} cores"
+    device = f"CPU, {cores()} cores"
+    if gpus:
+        name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "of unknown make")
+        device = f"GPU, {name}" + (f", the first of {len(gpus)}" if len(gpus) > 1 else "")
     how = "stacked in one XLA program" if stacked else "branches of one graph"
-    return stacked, f"device: {device}; mode: {how}; threads: {cores} between ops, {within} within an op"
+    return stacked, f"device: {device}; mode: {how}; threads: {cores()} between ops, {within} within an op"

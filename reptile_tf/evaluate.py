@@ -1,13 +1,12 @@
 """Few-shot accuracy: adapt to the support set, classify the query set, over many tasks."""
 
 import math
-import os
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from reptile_tf import tasks
+from reptile_tf import device, tasks
 from reptile_tf.data.image_classes import ImageClasses
 from reptile_tf.inner_loop import InnerLoop, Lane
 from reptile_tf.meta import MetaLearner
@@ -40,11 +39,11 @@ class Evaluator:
       learner: read at every call, never changed.
       transductive: classify all queries of a task in one batch, so that they share batch-norm statistics. Else each
         query is classified in a batch with the whole support set, alone of its kind.
-      tasks: how many tasks run side by side; by default two per core, or 64 in one stack.
+      at_most: bounds how many tasks run side by side, which is two per core up to 16, or 64 in one stack.
     """
 
-    def __init__(self, learner: MetaLearner, transductive: bool = False, tasks: int = 0):
-        self.tasks = tasks or (64 if learner.network.stacked else 2 * os.cpu_count())
+    def __init__(self, learner: MetaLearner, transductive: bool = False, at_most: int = 64):
+        self.tasks = min(at_most, 64 if learner.network.stacked else min(16, 2 * device.cores()))
         self._learner = learner
         self._transductive = transductive
         self._inner = InnerLoop(learner.network, learner.inner_optimizer, self.tasks, learner.weight_decay)

@@ -3,9 +3,14 @@
 import contextlib
 import os
 import pathlib
+import re
+import zipfile
 from collections.abc import Iterator
 
 from reptile_tf.errors import UserError
+
+# What np.load raises, with allow_pickle off, when the bytes are not those of a sound .npz.
+NPZ_ERRORS = (OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile)
 
 
 @contextlib.contextmanager
@@ -31,6 +36,11 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; free the space or choose another folder"
         ) from error
+
+
+def is_leftover(path: pathlib.Path) -> bool:
+    """Whether `path` is named as `replacing` names a file that is being written: what a killed process leaves."""
+    return re.fullmatch(r"\..*\.\d+\.part(\.[^.]*)?", path.name) is not None
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

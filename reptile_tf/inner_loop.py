@@ -13,6 +13,21 @@ import tensorflow as tf
 from reptile_tf import layers
 from reptile_tf.tasks import Tasks
 
+# Stock optimizers that treat every weight by itself, as a flat vector of all weights needs. (LAMB, Muon and Adafactor
+# do not; schedule-free AdamW keeps weights in its state.)
+ELEMENTWISE = (
+    keras.optimizers.SGD,
+    keras.optimizers.Adam,
+    keras.optimizers.AdamW,
+    keras.optimizers.Nadam,
+    keras.optimizers.Adamax,
+    keras.optimizers.RMSprop,
+    keras.optimizers.Adagrad,
+    keras.optimizers.Adadelta,
+    keras.optimizers.Lion,
+    keras.optimizers.Ftrl,
+)
+
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
@@ -21,7 +36,9 @@ def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
     A sum, as in the authors' code: an SGD step on a minibatch of 25 is 25 times a step on its mean.
     """
-    return tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+    # Not the sparse form, whose deterministic version scatters its gradient.
+    one_hot = tf.one_hot(labels, tf.shape(logits)[-1], dtype=logits.dtype)
+    return tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(one_hot, logits))
 
 
 class Network:
@@ -105,9 +122,6 @@ class Lane:
         self.weights = tf.Variable(tf.zeros([stack, network.size], network.dtype))
         self._optimizer.build([self.weights])
         self.state = [v.value for v in self._optimizer.variables if v is not self._optimizer._learning_rate]
-        for slot in self.state:
-            if slot.shape not in ((), self.weights.shape):
-                raise ValueError(f"{optimizer.name} is not elementwise: its state {slot.name} has shape {slot.shape}")
 
     def start(self, weights: tf.Tensor, state: Sequence[tf.Tensor]) -> None:
         """Sets every task of the stack to `weights` [weight] and the optimizer to `state` ([weight] or scalar each)."""
@@ -153,11 +167,12 @@ class InnerLoop:
     """
 
     def __init__(self, network: Network, optimizer: keras.Optimizer, tasks: int, weight_decay: float = 1.0):
+        if type(optimizer) not in ELEMENTWISE:
+            names = ", ".join(kind.__name__ for kind in ELEMENTWISE)
+            raise ValueError(f"the inner optimizer must be elementwise: one of {names}, not {optimizer.name}")
         for setting in ("clipnorm", "global_clipnorm", "use_ema", "gradient_accumulation_steps"):
             if getattr(optimizer, setting):
                 raise ValueError(f"the inner optimizer must be elementwise: unset {setting}")
-        if isinstance(optimizer, keras.optimizers.Lamb):
-            raise ValueError("the inner optimizer must be elementwise: Lamb scales by the norm of each variable")
         stack = tasks if network.stacked else 1
         self.lanes = [Lane(network, optimizer, stack, weight_decay) for _ in range(tasks // stack)]
 

@@ -68,6 +68,9 @@ def inner_loop_copy(model: keras.Model, stacked: bool) -> keras.Model:
     Args:
       model: a built Keras model. Sequential and functional models are copied; a subclassed model is returned as it is.
       stacked: whether the copy is to run under tf.vectorized_map and XLA (which fuses batch norm by itself).
+
+    Raises:
+      ValueError: convolutions of a subclassed model, to be stacked.
     """
 
     def copied(layer: keras.Layer) -> keras.Layer:
@@ -76,6 +79,10 @@ def inner_loop_copy(model: keras.Model, stacked: bool) -> keras.Model:
         return kind.from_config(layer.get_config())
 
     if type(model).__name__ not in ("Sequential", "Functional"):  # Keras gives the second no public name
+        if stacked and any(isinstance(layer, keras.layers.Conv2D) for layer in model._flatten_layers()):
+            raise ValueError(
+                "convolutions of a subclassed model cannot be stacked: use a functional model, or branches"
+            )
         return model
     return keras.models.clone_model(model, clone_function=copied)
 

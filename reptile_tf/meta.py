@@ -31,6 +31,8 @@ def reptile(phi: tf.Tensor, lane: Lane, tasks: Tasks) -> tf.Tensor:
 def foml(phi: tf.Tensor, lane: Lane, tasks: Tasks) -> tf.Tensor:
     """First-order MAML, U_{k-1}(phi) - U_k(phi): what the last minibatch alone does. Returns [stack, weight]."""
     del phi
+    if isinstance(tasks.tail, tuple):
+        raise ValueError("first-order MAML needs a last minibatch apart: draw tasks with foml=True")
     before = lane.adapt(tasks, tasks.minibatches)
     return before - lane.adapt(tasks, tasks.tail)
 
@@ -42,8 +44,8 @@ class MetaLearner:
       model: a built Keras model, whose weights are the first phi; it receives the result by `update_model`.
       inner_optimizer: elementwise stock Keras optimizer of the inner loop. In training its moments are never reset:
         they run on from task to task. The paper's is Adam with beta_1 = 0.
-      outer_optimizer: stock Keras optimizer that applies the meta-gradient; its learning rate is set at every step.
-        Plain SGD is the paper's interpolation.
+      outer_optimizer: stock Keras optimizer that applies the meta-gradient, which it sees as one flat vector; its
+        learning rate is set at every step. Plain SGD is the paper's interpolation.
       meta_gradient: `reptile`, `foml`, or a function like them.
       meta_batch: tasks per meta-iteration.
       in_turn: run the tasks one after another, the inner optimizer's state passed on, as the authors' code does. Else
@@ -85,6 +87,8 @@ class MetaLearner:
         self._inner = InnerLoop(self.network, inner_optimizer, 1 if in_turn else meta_batch, weight_decay)
         self.inner_state = [tf.Variable(value) for value in self._inner.initial_state()]
         self._outer = type(outer_optimizer).from_config(outer_optimizer.get_config())
+        if isinstance(self._outer._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+            raise ValueError("the outer optimizer's learning rate is the meta-step of each step: give it no schedule")
         self._outer.build([self.phi])
         self._compiled_step = tf.function(self._step, jit_compile=stacked)
 

@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import platform
+import resource
 import subprocess
 import time
 from collections.abc import Callable
@@ -70,7 +70,7 @@ BENCHMARKS = {
 }
 
 # What --pretrained takes from the checkpoint and no flag can change.
-OF_THE_NETWORK = ("source", "seed", "classes", "filters", "sgd", "learning_rate", "weight_decay")
+OF_THE_NETWORK = ("source", "seed", "classes", "filters", "sgd", "learning_rate", "weight_decay", "replacement")
 
 
 def run(settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> None:
@@ -88,7 +88,8 @@ def run(settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> Non
     folder = RunFolder(settings.checkpoint)
     if settings.pretrained:
         settings = _of_network_in(folder, settings, chosen, benchmark)
-    stacked, line = device.configure(settings.mode, 1 if settings.in_turn else settings.meta_batch)
+    side_by_side = device.cores() if settings.pretrained else 1 if settings.in_turn else settings.meta_batch
+    stacked, line = device.configure(settings.mode, side_by_side)
     say(line)
     images = benchmark.load(settings)
     say(f"{benchmark.name} ({settings.source}): {len(images):,} classes, {images.counts.sum():,} images")
@@ -96,6 +97,7 @@ def run(settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> Non
     model = benchmark.network(settings.classes, settings.filters)
     if settings.pretrained:
         sets = _split_of(folder, images)
+        sets["train"] = benchmark.for_training(sets["train"])
         learner = train.make_learner(model, settings, images.scale, stacked)
         checkpoint = folder.load()
         if checkpoint is None:
@@ -106,8 +108,9 @@ def run(settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> Non
         sets = benchmark.split(images, settings.seed)
         _claim(folder, sets, settings, benchmark)
         say(f"training; checkpoints and TensorBoard events go to {folder.path}")
-        training, held_out = benchmark.for_training(sets["train"]), sets[benchmark.held_out]
-        learner = train.meta_train(model, training, settings, held_out=held_out, folder=folder, stacked=stacked)
+        sets["train"] = benchmark.for_training(sets["train"])
+        held_out = sets[benchmark.held_out]
+        learner = train.meta_train(model, sets["train"], settings, held_out=held_out, folder=folder, stacked=stacked)
         checkpoint = folder.load()
 
     description = _description(settings, benchmark)
@@ -122,6 +125,7 @@ def run(settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> Non
         "meta_iterations": checkpoint.iteration,
         "training_seconds": checkpoint.seconds,
         "evaluation_seconds": time.monotonic() - began,
+        "peak_memory_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     } | description
     how = f"{settings.shots}shot{'-transductive' if settings.transductive else ''}"
     name = f"evaluation-{how}.json" if settings.pretrained else "results.json"
@@ -183,7 +187,7 @@ def _description(settings: Settings, benchmark: Benchmark) -> dict[str, Any]:
         "settings": dataclasses.asdict(settings),
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("reptile-tf", "tensorflow", "keras", "numpy")},
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "gpus": gpus},
+        "machine": {"processor": platform.machine(), "cores": device.cores(), "gpus": gpus},
         "commit": _commit(),
     }
 

@@ -82,6 +82,8 @@ class Settings:
                 raise SettingsError(f"{flag(field.name)} must be at least {low}, not {value}")
             if choices and value not in choices:
                 raise SettingsError(f"{flag(field.name)} must be one of {', '.join(choices)}, not {value!r}")
+        if self.seed >= 2**64:
+            raise SettingsError(f"--seed must be below 2**64, not {self.seed}")
         if self.foml_tail and not self.foml:
             raise SettingsError("--foml-tail needs --foml")
         if self.foml_tail >= self.images_per_class:

@@ -1,7 +1,6 @@
 """The training loop: schedule, looks at held-out classes, checkpoints, resume."""
 
 import contextlib
-import pathlib
 import signal
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from reptile_tf.data.image_classes import ImageClasses
 from reptile_tf.errors import UserError
 from reptile_tf.evaluate import Accuracy, Evaluator, accuracy_by_task
 from reptile_tf.meta import MetaLearner, foml, reptile
-from reptile_tf.progress import Progress
+from reptile_tf.progress import Progress, say
 from reptile_tf.settings import Settings
 
 # The running accuracy is that of so many tasks of the latest looks.
@@ -24,7 +23,10 @@ RUNNING_TASKS = 100
 
 
 class Interrupted(Exception):
-    """A signal ended training; `args` are the signal's number and the meta-iterations done, all of them saved."""
+    """A signal ended training; `args` are the signal's number and the meta-iterations done.
+
+    They are in the folder, if there is one, and in the model.
+    """
 
 
 def meta_train(
@@ -52,7 +54,7 @@ def meta_train(
     Raises:
       UserError: too few classes or images; a model for other images or ways; a checkpoint that does not fit; a loss
         that is not finite.
-      Interrupted: SIGINT or SIGTERM; what was done is saved.
+      Interrupted: SIGINT or SIGTERM; what was done is in the folder and the model.
     """
     learner, checkpoint = make_learner(model, settings, classes.scale, stacked), None
     tasks.check_enough(classes, settings.classes, settings.images_per_class, "training")
@@ -61,10 +63,14 @@ def meta_train(
         checkpoint = folder.load()
     if checkpoint is None:
         checkpoint = Checkpoint(0, 0.0, learner.state(), np.zeros([0, 3]))
+    elif checkpoint.iteration:
+        say(f"going on from meta-iteration {checkpoint.iteration}")
     restore(learner, checkpoint)
-    if checkpoint.iteration < settings.meta_iters:
-        _train(learner, classes, settings, held_out, folder, checkpoint)
-    learner.update_model()
+    try:
+        if checkpoint.iteration < settings.meta_iters:
+            _train(learner, classes, settings, held_out, folder, checkpoint)
+    finally:
+        learner.update_model()
     return learner
 
 
@@ -117,7 +123,7 @@ def _train(
     look = None
     if held_out is not None:
         tasks.check_enough(held_out, settings.classes, settings.shots + 1, "evaluation")
-        evaluator = Evaluator(learner, settings.transductive)
+        evaluator = Evaluator(learner, settings.transductive, at_most=settings.eval_tasks)
 
         def look(iteration: int) -> np.ndarray:
             return accuracy_by_task(
@@ -147,7 +153,7 @@ def _train(
             if not np.isfinite(norm):
                 raise UserError(_diverged(done, folder))
             done += 1
-            if look and done % settings.eval_interval == 0:
+            if look and (done % settings.eval_interval == 0 or done == settings.meta_iters):
                 accuracies = look(done)
                 history += [(done, time.monotonic() - began, accuracy) for accuracy in accuracies]
                 running = Accuracy.of(np.array(history[-RUNNING_TASKS:])[:, 2])
@@ -156,7 +162,8 @@ def _train(
             if done % settings.save_interval == 0:
                 save()
             progress.advance(1, note)
-        save()
+        if done % settings.save_interval:
+            save()
     if caught:
         raise Interrupted(caught[0], done)
 
@@ -193,7 +200,11 @@ def _events(folder: RunFolder | None) -> Iterator:
     if folder is None:
         yield lambda step, **scalars: None
         return
-    writer = tf.summary.create_file_writer(str(pathlib.Path(folder.path) / "events"))
+    path = folder.path / "events"
+    try:
+        writer = tf.summary.create_file_writer(str(path))
+    except tf.errors.OpError as error:
+        raise UserError(f"cannot write TensorBoard events to {path}: {error.message}") from error
 
     def write(step: int, **scalars: float) -> None:
         with writer.as_default(step):

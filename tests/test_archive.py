@@ -1,5 +1,6 @@
 """Wrong, damaged and hostile archives: refused before anything is unpacked, and deleted."""
 
+import shutil
 import stat
 import zipfile
 
@@ -7,6 +8,8 @@ import pytest
 from mirrors import EVERYTHING, fetch, make_mirror, serving, unpacked
 
 from reptile_tf.data import archive
+
+pytestmark = pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 
 
 @pytest.fixture

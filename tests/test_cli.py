@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,13 @@ import pytest
 from matplotlib import image
 
 from reptile_tf import cli, device
+from reptile_tf.checkpoint import RunFolder
+from reptile_tf.evaluate import Accuracy
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = [
     "--source=glyphs", "--classes=3", "--shots=1", "--train-shots=4", "--filters=4", "--inner-batch=6",
-    "--inner-iters=2", "--meta-batch=2", "--meta-iters=60", "--save-interval=10", "--eval-interval=20",
+    "--inner-iters=2", "--meta-batch=2", "--meta-iters=400", "--save-interval=25", "--eval-interval=50",
     "--eval-tasks=4", "--eval-iters=2", "--eval-samples=40",
 ]  # fmt: skip
 
@@ -56,7 +59,7 @@ def test_a_run_says_where_it_runs_and_leaves_its_results(trained):
         assert results[name]["tasks"] == 40
         assert f"{name} accuracy: {100 * results[name]['accuracy']:.2f} ± " in said
     assert results["settings"]["inner_iters"] == 2
-    assert results["meta_iterations"] == 60
+    assert results["meta_iterations"] == 400
     assert results["seed"] == 0
     assert results["training_seconds"] > 0
     assert set(results["versions"]) == {"python", "reptile-tf", "tensorflow", "keras", "numpy"}
@@ -73,18 +76,26 @@ def test_the_saved_model_has_the_trained_weights(trained):
     np.testing.assert_array_equal(weights, newest(trained[0])["state/phi"])
 
 
+def wait_for(process, folder, iteration):
+    """Waits until a running process has saved a checkpoint of `iteration` or later."""
+    deadline = time.monotonic() + 120
+    while not [n for n in RunFolder(folder).iterations() if n >= iteration]:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def test_a_run_killed_twice_ends_with_the_same_weights(trained, tmp_path):
     folder = tmp_path / "killed"
-    for checkpoints in (1, 3):
+    for iteration in (25, 150):
         process = subprocess.Popen(command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        wanted = folder / f"checkpoint-{checkpoints * 10:07}.npz"
-        while not wanted.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        wait_for(process, folder, iteration)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        assert RunFolder(folder).iterations()[-1] < 400
     done = run(folder)
     assert done.returncode == 0, done.stderr
+    assert "going on from meta-iteration" in done.stdout
     expected = newest(trained[0])
     ours = newest(folder)
     for name, value in expected.items():
@@ -94,8 +105,7 @@ def test_a_run_killed_twice_ends_with_the_same_weights(trained, tmp_path):
 def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
     folder = tmp_path / "stopped"
     process = subprocess.Popen(command(folder, "--meta-iters=100000"), stdout=subprocess.PIPE, text=True)
-    while not list(folder.glob("checkpoint-*.npz")) and process.poll() is None:
-        time.sleep(0.02)
+    wait_for(process, folder, 25)
     process.send_signal(signal.SIGTERM)
     said = process.communicate()[0]
     assert process.returncode == 143
@@ -116,6 +126,17 @@ def test_pretrained_takes_network_way_and_split_from_the_checkpoint(trained, tmp
     assert results["settings"]["classes"] == 3
     assert results["settings"]["shots"] == 2
     assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_the_other_ways_to_train_run_too(tmp_path):
+    for number, arguments in enumerate((
+        ["--mode=stacked"],
+        ["--foml", "--foml-tail=1", "--in-turn", "--meta-optimizer=adam", "--replacement", "--eval-batch=3"],
+    )):  # fmt: skip
+        done = run(tmp_path / str(number), *arguments, "--meta-iters=4")
+        assert done.returncode == 0, done.stderr
+        assert ("XLA" in done.stdout) == ("--mode=stacked" in arguments)
+        assert "test accuracy: " in done.stdout
 
 
 # --- mistakes, in this process -----------------------------------------------------------------------------------
@@ -170,6 +191,27 @@ def test_another_network_than_the_checkpoints_is_refused(main, trained):
     code, error = main("--pretrained", f"--checkpoint={trained[0]}", "--preset=omniglot-1shot-20way")
     assert code == 1
     assert "--classes 20 (it has 3)" in error
+
+
+def test_pretrained_tests_on_the_checkpoints_own_split(main, trained, tmp_path, monkeypatch):
+    """Not on one drawn anew, which would hold characters that the network was trained on."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["split"] = {"train": config["split"]["test"], "test": config["split"]["train"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    tested = {}
+
+    def meta_test(learner, classes, settings, progress, **options):
+        tested[progress] = [name for name in classes.names if "@" not in name]
+        return Accuracy(0.5, 0.1, 2)
+
+    monkeypatch.setattr("reptile_tf.run.meta_test", meta_test)
+    assert main("--pretrained", f"--checkpoint={folder}")[0] == 0
+    assert tested == {"train tasks": config["split"]["train"], "test tasks": config["split"]["test"]}
+    code, error = main("--pretrained", f"--checkpoint={folder}", "--seed=1")
+    assert code == 1
+    assert "--seed 1 (it has 0)" in error
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

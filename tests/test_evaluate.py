@@ -41,7 +41,7 @@ def with_another_query(batch):
 def test_evaluation_leaves_every_variable_as_it_was(learner, glyphs, transductive):
     before = learner.state()
     weights = [v.numpy() for v in learner.model.variables]
-    Evaluator(learner, transductive, tasks=2).logits(some(glyphs, 2))
+    Evaluator(learner, transductive, at_most=2).logits(some(glyphs, 2))
     for name, value in learner.state().items():
         np.testing.assert_array_equal(value, before[name], err_msg=name)
     for variable, value in zip(learner.model.variables, weights, strict=True):
@@ -50,25 +50,25 @@ def test_evaluation_leaves_every_variable_as_it_was(learner, glyphs, transductiv
 
 def test_every_task_starts_from_the_same_state(learner, glyphs):
     """A task's logits do not depend on what was evaluated before it or beside it."""
-    evaluator = Evaluator(learner, tasks=2)
+    evaluator = Evaluator(learner, at_most=2)
     first = evaluator.logits(some(glyphs, 2))
     evaluator.logits(some(glyphs, 2, first=2))
     np.testing.assert_array_equal(evaluator.logits(some(glyphs, 2)), first)
-    np.testing.assert_allclose(Evaluator(learner, tasks=1).logits(some(glyphs, 1))[0], first[0], atol=1e-5)
+    np.testing.assert_allclose(Evaluator(learner, at_most=1).logits(some(glyphs, 1))[0], first[0], atol=1e-5)
 
 
 def test_adaptation_starts_from_the_trained_moments(learner, glyphs):
-    trained = Evaluator(learner, tasks=2).logits(some(glyphs, 2))
+    trained = Evaluator(learner, at_most=2).logits(some(glyphs, 2))
     state = learner.state()
     learner.restore(state | {name: np.zeros_like(value) for name, value in state.items() if name.startswith("inner")})
-    cold = Evaluator(learner, tasks=2).logits(some(glyphs, 2))
+    cold = Evaluator(learner, at_most=2).logits(some(glyphs, 2))
     assert np.abs(trained - cold).max() > 0.1
 
 
 def test_a_non_transductive_answer_does_not_depend_on_the_other_queries(learner, glyphs):
     batch = some(glyphs, 2)
     for transductive, depends in ((False, False), (True, True)):
-        evaluator = Evaluator(learner, transductive, tasks=2)
+        evaluator = Evaluator(learner, transductive, at_most=2)
         answer, other = evaluator.logits(batch)[:, 0], evaluator.logits(with_another_query(batch))[:, 0]
         assert (np.abs(answer - other).max() > 1e-3) is np.True_ if depends else (answer == other).all()
 
@@ -85,7 +85,7 @@ def test_answers_are_the_stock_models(float64, small_model, glyphs, transductive
         expected = model(queries, training=True)
     else:
         expected = [model(np.concatenate([support, q[np.newaxis]]), training=True)[-1] for q in queries]
-    np.testing.assert_allclose(Evaluator(one, transductive, tasks=1).logits(batch)[0], expected, atol=1e-9)
+    np.testing.assert_allclose(Evaluator(one, transductive, at_most=1).logits(batch)[0], expected, atol=1e-9)
 
 
 @pytest.mark.parametrize("transductive", [False, True])
@@ -93,13 +93,13 @@ def test_stacked_equals_branches(float64, small_model, glyphs, transductive):
     logits = []
     for stacked in (False, True):
         one = MetaLearner(small_model(), keras.optimizers.SGD(0.01), keras.optimizers.SGD(), stacked=stacked)
-        logits.append(Evaluator(one, transductive, tasks=2).logits(some(glyphs, 2)))
+        logits.append(Evaluator(one, transductive, at_most=2).logits(some(glyphs, 2)))
     np.testing.assert_allclose(logits[1], logits[0], atol=1e-8)
 
 
 def test_a_count_that_does_not_fill_the_last_batch_counts_each_task_once(learner, glyphs):
-    by_task = accuracy_by_task(learner, glyphs, SETTINGS, count=5, evaluator=Evaluator(learner, tasks=4))
-    more = accuracy_by_task(learner, glyphs, SETTINGS, count=8, evaluator=Evaluator(learner, tasks=4))
+    by_task = accuracy_by_task(learner, glyphs, SETTINGS, count=5, evaluator=Evaluator(learner, at_most=4))
+    more = accuracy_by_task(learner, glyphs, SETTINGS, count=8, evaluator=Evaluator(learner, at_most=4))
     assert len(by_task) == 5
     np.testing.assert_array_equal(by_task, more[:5])
     assert meta_test(learner, glyphs, SETTINGS).tasks == 5

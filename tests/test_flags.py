@@ -102,6 +102,7 @@ def test_adam_as_outer_optimizer_has_its_own_rate_unless_given():
     [
         (["--inner-iter=3"], "Did you mean: inner_iters"),
         (["--shots=one"], "--shots=one"),
+        (["--seed=18446744073709551616"], "--seed must be below 2**64"),
         (["--shots=0"], "--shots must be at least 1, not 0"),
         (["--inner-iters=0"], "--inner-iters must be at least 1"),
         (["--meta-step=nan"], "--meta-step must be at least 0, not nan"),

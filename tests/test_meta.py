@@ -256,12 +256,32 @@ def test_the_model_receives_phi(small_model, glyphs):
         keras.optimizers.SGD(use_ema=True),
         keras.optimizers.Lamb(),
         keras.optimizers.Adafactor(),
+        keras.optimizers.Muon(),
     ],
     ids=lambda o: o.name,
 )
 def test_an_optimizer_that_mixes_weights_is_refused(small_model, inner):
     with pytest.raises(ValueError, match="elementwise"):
         learner(small_model(), inner)
+
+
+def test_an_outer_optimizer_with_a_schedule_of_its_own_is_refused(small_model):
+    outer = keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 10))
+    with pytest.raises(ValueError, match="give it no schedule"):
+        MetaLearner(small_model(), sgd(), outer)
+
+
+def test_first_order_maml_needs_a_last_minibatch_apart(small_model, glyphs):
+    batch = tasks.training_tasks(glyphs, iteration=0, **TRAINING)
+    with pytest.raises(ValueError, match="draw tasks with foml=True"):
+        learner(small_model(), sgd(), meta_gradient=foml).step(batch, 0.1)
+
+
+def test_convolutions_of_a_subclassed_model_cannot_be_stacked(small_model):
+    subclassed = Subclassed(small_model())
+    subclassed(np.zeros((1, 28, 28, 1)))
+    with pytest.raises(ValueError, match="use a functional model, or branches"):
+        learner(subclassed, sgd(), stacked=True)
 
 
 def test_a_model_with_dropout_is_refused():

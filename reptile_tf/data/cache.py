@@ -3,7 +3,6 @@
 import hashlib
 import os
 import pathlib
-import zipfile
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -11,7 +10,7 @@ from absl import logging
 
 from reptile_tf.data.image_classes import ImageClasses
 from reptile_tf.errors import UserError
-from reptile_tf.files import replacing
+from reptile_tf.files import NPZ_ERRORS, replacing
 
 _FORMAT = 1  # raise it whenever the file's layout, or what the decoders produce, changes
 
@@ -53,7 +52,7 @@ def cached(path: pathlib.Path, key: str, build: Callable[[], ImageClasses]) -> I
         classes = _read(path, key)
     except FileNotFoundError:
         classes = None
-    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
+    except NPZ_ERRORS as error:
         logging.warning("%s is damaged (%s); decoding the images again", path, error)
         classes = None
     if classes is None:

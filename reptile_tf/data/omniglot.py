@@ -222,6 +222,6 @@ def _decode_png(png: bytes | os.DirEntry, name: str, way_out: str) -> np.ndarray
             if image.size != (_SIDE, _SIDE):
                 raise ValueError(f"{image.width}x{image.height} pixels instead of {_SIDE}x{_SIDE}")
             return np.asarray(image.convert("1"))
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow reports damage by any of the three
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all of them Pillow's
         file = f"a drawing of {name}" if isinstance(png, bytes) else png.path
         raise UserError(f"cannot read {file} ({error}); {way_out}") from error
