@@ -12,7 +12,6 @@ from reptile_tf.tasks import EvalTasks
 
 # Okabe and Ito's colours, which the colour-blind tell apart.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"
-POINTS = 40
 
 
 def learning_curve(path: pathlib.Path, history: np.ndarray, what: str) -> None:
@@ -27,16 +26,18 @@ def learning_curve(path: pathlib.Path, history: np.ndarray, what: str) -> None:
     axes = figure.add_subplot(
         xlabel="meta-iteration", ylabel="accuracy on held-out classes (%)", title=f"{what}, mean and 95 % interval"
     )
-    groups = np.array_split(np.unique(history[:, 0]), POINTS)
+    looks = np.unique(history[:, 0])
+    # Few enough points for the intervals to be narrow, many enough for a curve.
+    groups = np.array_split(looks, np.clip(len(looks) // 5, min(10, len(looks)), 40))
     at, mean, ci95 = [], [], []
-    for iterations in (group for group in groups if len(group)):
+    for iterations in groups:
         accuracy = Accuracy.of(history[np.isin(history[:, 0], iterations), 2])
         at.append(iterations.mean())
         mean.append(100 * accuracy.accuracy)
         ci95.append(100 * accuracy.ci95)
     at, mean, ci95 = np.array(at), np.array(mean), np.array(ci95)
-    axes.fill_between(at, mean - ci95, mean + ci95, color=BLUE, alpha=0.2, linewidth=0)
-    axes.plot(at, mean, color=BLUE, marker="." if len(at) < POINTS else None)
+    axes.fill_between(at, np.maximum(mean - ci95, 0), np.minimum(mean + ci95, 100), color=BLUE, alpha=0.2, linewidth=0)
+    axes.plot(at, mean, color=BLUE, marker=".")
     axes.grid(alpha=0.3)
     _save(figure, path)
 

@@ -28,7 +28,7 @@ def glyphs():
     return data.glyphs.load(classes=40, drawings=8)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_model():
     """A function from ways to a two-block network of the paper's kind, the same weights every time."""
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -47,6 +48,13 @@ def run(small_model, glyphs, folder, settings=SETTINGS):
     return meta_train(small_model(), glyphs, settings, held_out=glyphs, folder=RunFolder(folder)).state()
 
 
+@pytest.fixture(scope="module")
+def whole(small_model, glyphs, tmp_path_factory):
+    """The folder and the state of a run that nothing disturbed."""
+    folder = claimed(tmp_path_factory.mktemp("whole") / "run")
+    return folder, run(small_model, glyphs, folder)
+
+
 def claimed(folder):
     RunFolder(folder).claim({"benchmark": "test", "settings": {}, "split": {}})
     return folder
@@ -61,35 +69,33 @@ def assert_equal(ours, expected):
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
 
 
-def test_a_run_that_crashed_goes_on_to_the_same_weights(small_model, glyphs, tmp_path, at_step):
-    whole = run(small_model, glyphs, claimed(tmp_path / "whole"))
+def test_a_run_that_crashed_goes_on_to_the_same_weights(whole, small_model, glyphs, tmp_path, at_step):
     folder = claimed(tmp_path / "crashed")
     at_step(7, crash)
     with pytest.raises(Crash):
         run(small_model, glyphs, folder)
     assert RunFolder(folder).iterations() == [4]
-    assert_equal(run(small_model, glyphs, folder), whole)
-    ours, theirs = (RunFolder(tmp_path / name).load().history for name in ("crashed", "whole"))
+    assert_equal(run(small_model, glyphs, folder), whole[1])
+    ours, theirs = (RunFolder(path).load().history for path in (folder, whole[0]))
     np.testing.assert_array_equal(ours[:, [0, 2]], theirs[:, [0, 2]])  # column 1 is the time
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_first_and_the_run_goes_on_to_the_same_weights(small_model, glyphs, tmp_path, at_step, number):
-    whole = run(small_model, glyphs, claimed(tmp_path / "whole"))
+def test_a_signal_saves_first_and_the_run_goes_on_to_the_same_weights(
+    whole, small_model, glyphs, tmp_path, at_step, number
+):
     folder = claimed(tmp_path / "stopped")
     at_step(6, lambda: os.kill(os.getpid(), number))
     with pytest.raises(Interrupted) as caught:
         run(small_model, glyphs, folder)
     assert caught.value.args == (number, 6)
     assert RunFolder(folder).iterations()[-1] == 6
-    assert_equal(run(small_model, glyphs, folder), whole)
+    assert_equal(run(small_model, glyphs, folder), whole[1])
 
 
-def test_a_finished_run_does_not_train_again(small_model, glyphs, tmp_path, at_step):
-    folder = claimed(tmp_path / "run")
-    whole = run(small_model, glyphs, folder)
+def test_a_finished_run_does_not_train_again(whole, small_model, glyphs, at_step):
     at_step(1, crash)
-    assert_equal(run(small_model, glyphs, folder), whole)
+    assert_equal(run(small_model, glyphs, whole[0]), whole[1])
 
 
 def test_only_the_newest_checkpoints_stay(small_model, glyphs, tmp_path):
@@ -112,11 +118,9 @@ def test_divergence_stops_and_names_the_last_good_checkpoint(small_model, glyphs
     assert all(np.isfinite(value).all() for value in kept.state.values())
 
 
-def test_a_checkpoint_of_another_network_is_refused(small_model, glyphs, tmp_path):
-    folder = claimed(tmp_path / "run")
-    run(small_model, glyphs, folder)
+def test_a_checkpoint_of_another_network_is_refused(whole, small_model, glyphs):
     with pytest.raises(UserError, match="does not fit: the state is of another network"):
-        meta_train(small_model(5), glyphs, dataclasses.replace(SETTINGS, classes=5), folder=RunFolder(folder))
+        meta_train(small_model(5), glyphs, dataclasses.replace(SETTINGS, classes=5), folder=RunFolder(whole[0]))
 
 
 def test_a_model_for_other_images_or_ways_is_refused(small_model, glyphs):
@@ -179,9 +183,9 @@ def test_a_folder_without_a_run_is_named(tmp_path):
         RunFolder(tmp_path).config()
 
 
-def test_a_damaged_checkpoint_is_named(small_model, glyphs, tmp_path):
-    folder = claimed(tmp_path / "run")
-    run(small_model, glyphs, folder)
+def test_a_damaged_checkpoint_is_named(whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole[0], folder)
     newest = max(folder.glob("checkpoint-*.npz"))
     newest.write_bytes(newest.read_bytes()[:1000])
     with pytest.raises(UserError, match=f"cannot read {newest}"):
