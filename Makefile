@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# About four minutes on two cores; the paper's full run is in the README.
+# Two to five minutes on two cores; the paper's full run is in the README.
 QUICK := --preset omniglot-1shot-5way --transductive --meta-iters 1500 --save-interval 250 --eval-samples 200
 
 # Twice: without the warnings of packages that are built here.
