@@ -16,6 +16,7 @@ _HOMES = {
     "Settings": "settings",
     "UserError": "errors",
     "foml": "meta",
+    "load": "run",
     "meta_test": "evaluate",
     "meta_train": "train",
     "reptile": "meta",

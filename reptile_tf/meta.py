@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from reptile_tf.inner_loop import InnerLoop, Lane, Loss, Network, cross_entropy
-from reptile_tf.tasks import Tasks
+from reptile_tf.tasks import EVALUATION, Tasks, deal_minibatches, generator
 
 MetaGradient = Callable[[tf.Tensor, Lane, Tasks], tf.Tensor]
 
@@ -91,6 +91,8 @@ class MetaLearner:
             raise ValueError("the outer optimizer's learning rate is the meta-step of each step: give it no schedule")
         self._outer.build([self.phi])
         self._compiled_step = tf.function(self._step, jit_compile=stacked)
+        self._adapting = InnerLoop(self.network, inner_optimizer, 1, weight_decay)
+        self._compiled_adapt = tf.function(self._adapt, jit_compile=stacked)
 
     def step(self, tasks: Tasks, meta_step: float) -> float:
         """One meta-iteration, one compiled call.
@@ -132,6 +134,34 @@ class MetaLearner:
     def _keep_state(self, state: list[tf.Tensor]) -> None:
         for slot, value in zip(self.inner_state, state, strict=True):
             slot.assign(value)
+
+    def adapt(self, x: np.ndarray, y: np.ndarray, *, steps: int = 50, batch: int = 5, seed: int = 0) -> keras.Model:
+        """Learns one new task from phi and the trained moments; the learner stays as it is.
+
+        Args:
+          x: [sample, ...] the support set's inputs before scaling (uint8 images, say).
+          y: [sample] their targets; int labels from 0 for a classifier.
+          steps: inner optimizer steps.
+          batch: samples of a minibatch, dealt as in training.
+          seed: of the dealing.
+
+        Returns:
+          A copy of the model with the adapted weights. It takes inputs times `network.scale`; call it with
+          training=True, on all queries together (transductive) or on the support set and one query.
+        """
+        dealt = deal_minibatches(len(x), batch, steps, False, generator(seed, EVALUATION, 0, 0))
+        task = Tasks(*(np.asarray(part)[np.newaxis] for part in (x, y, dealt)))
+        weights = self._compiled_adapt(task)
+        adapted = keras.models.clone_model(self.model)
+        for variable, value in zip(adapted.trainable_variables, self.network.unflatten(weights), strict=True):
+            variable.assign(value)
+        return adapted
+
+    def _adapt(self, task: Tasks) -> tf.Tensor:
+        def adapt(lane, share):
+            return lane.adapt(share, share.minibatches)
+
+        return self._adapting.map(adapt, task, self.phi, self.inner_state)[0]
 
     def update_model(self) -> keras.Model:
         """Writes phi into the model's weights and returns the model."""

@@ -15,10 +15,11 @@ import keras
 import tensorflow as tf
 
 from reptile_tf import device, files, models, plots, tasks, train
-from reptile_tf.checkpoint import RunFolder
+from reptile_tf.checkpoint import Checkpoint, RunFolder
 from reptile_tf.data import ImageClasses, glyphs, omniglot
 from reptile_tf.errors import UserError
 from reptile_tf.evaluate import Evaluator, meta_test
+from reptile_tf.meta import MetaLearner
 from reptile_tf.progress import say
 from reptile_tf.settings import Settings, SettingsError, flag
 
@@ -36,6 +37,7 @@ class Benchmark:
       split: from all images and a seed to the sets of classes, "train" and "test" among them.
       for_training: what is made of the training classes before tasks are drawn from them.
       held_out: the set of classes to look at while training.
+      scale: of its images (`ImageClasses.scale`).
     """
 
     name: str
@@ -44,6 +46,7 @@ class Benchmark:
     split: Callable[[ImageClasses, int], Sets]
     for_training: Callable[[ImageClasses], ImageClasses]
     held_out: str
+    scale: float
 
 
 def _load_omniglot(settings: Settings) -> ImageClasses:
@@ -66,6 +69,7 @@ BENCHMARKS = {
         ),
         for_training=ImageClasses.with_rotations,
         held_out="test",
+        scale=1.0,
     ),
 }
 
@@ -93,16 +97,10 @@ def run(settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> Non
     say(line)
     images = benchmark.load(settings)
     say(f"{benchmark.name} ({settings.source}): {len(images):,} classes, {images.counts.sum():,} images")
-    keras.utils.set_random_seed(settings.seed % 2**32)
-    model = benchmark.network(settings.classes, settings.filters)
     if settings.pretrained:
         sets = _split_of(folder, images)
         sets["train"] = benchmark.for_training(sets["train"])
-        learner = train.make_learner(model, settings, images.scale, stacked)
-        checkpoint = folder.load()
-        if checkpoint is None:
-            raise UserError(f"no checkpoint in {folder.path} yet: train first")
-        train.restore(learner, checkpoint)
+        learner, checkpoint = _restored(folder, settings, benchmark, stacked)
         say(f"{folder.path}: trained for {checkpoint.iteration} meta-iterations")
     else:
         sets = benchmark.split(images, settings.seed)
@@ -110,6 +108,8 @@ def run(settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> Non
         say(f"training; checkpoints and TensorBoard events go to {folder.path}")
         sets["train"] = benchmark.for_training(sets["train"])
         held_out = sets[benchmark.held_out]
+        keras.utils.set_random_seed(settings.seed % 2**32)
+        model = benchmark.network(settings.classes, settings.filters)
         learner = train.meta_train(model, sets["train"], settings, held_out=held_out, folder=folder, stacked=stacked)
         checkpoint = folder.load()
 
@@ -140,6 +140,35 @@ def run(settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> Non
         batch = tasks.evaluation_tasks(sets["test"], **settings.evaluation_arguments(), count=evaluator.tasks)
         plots.adapted_task(folder.path / "test_task.png", batch, tf.nn.softmax(evaluator.logits(batch)[0]).numpy())
     say(f"{name} is in {folder.path}" + ("" if settings.pretrained else ", with model.keras and the pictures"))
+
+
+def load(path: str | pathlib.Path) -> MetaLearner:
+    """The trained learner in a run's folder, with its optimizers' moments, ready to `adapt` or to be evaluated.
+
+    Raises:
+      UserError: there is none, or it cannot be read.
+    """
+    folder = RunFolder(path)
+    config = folder.config()
+    try:
+        benchmark, settings = BENCHMARKS[config["benchmark"]], Settings(**config["settings"])
+    except (KeyError, SettingsError, TypeError) as error:
+        raise UserError(f"{folder.path} holds a network that this version does not know: {error!r}") from error
+    return _restored(folder, settings, benchmark, stacked=False)[0]
+
+
+def _restored(
+    folder: RunFolder, settings: Settings, benchmark: Benchmark, stacked: bool
+) -> tuple[MetaLearner, Checkpoint]:
+    """The learner of the folder's newest checkpoint, its model too."""
+    checkpoint = folder.load()
+    if checkpoint is None:
+        raise UserError(f"no checkpoint in {folder.path} yet: train first")
+    model = benchmark.network(settings.classes, settings.filters)
+    learner = train.make_learner(model, settings, benchmark.scale, stacked)
+    train.restore(learner, checkpoint)
+    learner.update_model()
+    return learner, checkpoint
 
 
 def _claim(folder: RunFolder, sets: Sets, settings: Settings, benchmark: Benchmark) -> None:

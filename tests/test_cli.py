@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from matplotlib import image
 
+import reptile_tf
 from reptile_tf import cli, device
 from reptile_tf.checkpoint import RunFolder
+from reptile_tf.errors import UserError
 from reptile_tf.evaluate import Accuracy
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -74,6 +76,25 @@ def test_the_saved_model_has_the_trained_weights(trained):
     model = keras.models.load_model(trained[0] / "model.keras")
     weights = np.concatenate([v.numpy().ravel() for v in model.trainable_variables])
     np.testing.assert_array_equal(weights, newest(trained[0])["state/phi"])
+
+
+def test_load_gives_the_trained_learner_back(trained):
+    learner, saved = reptile_tf.load(trained[0]), newest(trained[0])
+    for name, value in learner.state().items():
+        np.testing.assert_array_equal(value, saved[f"state/{name}"], err_msg=name)
+    weights = np.concatenate([v.numpy().ravel() for v in learner.model.trainable_variables])
+    np.testing.assert_array_equal(weights, saved["state/phi"])
+
+
+@pytest.mark.parametrize(
+    ("of_config", "message"),
+    [({"benchmark": "chess"}, "does not know: KeyError.*chess"), ({"settings": {"depth": 3}}, "does not know.*depth")],
+)
+def test_load_names_a_network_that_it_does_not_know(trained, tmp_path, of_config, message):
+    config = json.loads((trained[0] / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | of_config))
+    with pytest.raises(UserError, match=message):
+        reptile_tf.load(tmp_path)
 
 
 def wait_for(process, folder, iteration):

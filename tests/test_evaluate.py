@@ -118,3 +118,14 @@ def test_accuracy_of_tasks_and_its_interval():
 def test_too_few_images_for_support_and_query_are_named(learner, glyphs):
     with pytest.raises(UserError, match="has 8 images, but evaluation needs 9"):
         meta_test(learner, glyphs, dataclasses.replace(SETTINGS, shots=8))
+
+
+def test_adapt_gives_a_keras_model_that_answers_as_the_evaluation_does(learner, glyphs):
+    batch, before = some(glyphs, 1), learner.state()
+    dealt = tasks.deal_minibatches(6, 4, 3, False, tasks.generator(7, tasks.EVALUATION, 0, 0))
+    batch = batch._replace(support=batch.support._replace(minibatches=dealt[np.newaxis]))
+    adapted = learner.adapt(batch.support.x[0], list(batch.support.y[0]), steps=3, batch=4, seed=7)
+    expected = Evaluator(learner, transductive=True, at_most=1).logits(batch)[0]
+    np.testing.assert_allclose(adapted(batch.query_x[0] * learner.network.scale, training=True), expected, atol=1e-4)
+    for name, value in learner.state().items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
