@@ -23,9 +23,10 @@ import torch
 from torch import nn
 
 from reptile_tf import data, device, tasks, train
+from reptile_tf.data import ImageClasses
 from reptile_tf.evaluate import Evaluator
 from reptile_tf.run import BENCHMARKS
-from reptile_tf.settings import PRESETS, Settings
+from reptile_tf.settings import DEFAULTS, PRESETS, Settings
 
 
 def omniglot_network(way: int) -> nn.Module:
@@ -36,12 +37,40 @@ def omniglot_network(way: int) -> nn.Module:
     return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(256, way))
 
 
+def miniimagenet_network(way: int) -> nn.Module:
+    """The same network as `reptile_tf.models.miniimagenet`."""
+    blocks = []
+    for channels in (3, 32, 32, 32):
+        blocks += [
+            nn.Conv2d(channels, 32, 3, padding=1),
+            nn.BatchNorm2d(32),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.ReLU(),
+        ]
+    return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(1152, way))
+
+
+def photographs() -> ImageClasses:
+    """Noise in the shape of Mini-ImageNet: real pixels or not, the work is the same."""
+    rng = np.random.default_rng(0)
+    groups = {str(label): rng.integers(0, 256, (20, 84, 84, 3), np.uint8) for label in range(50)}
+    return ImageClasses.from_groups(groups, scale=1 / 255)
+
+
+# Network and images by benchmark.
+THEIRS = {
+    "omniglot": (omniglot_network, lambda: data.glyphs.load(classes=200)),
+    "miniimagenet": (miniimagenet_network, photographs),
+}
+
+
 class TorchReptile:
     """Reptile as one writes it in PyTorch."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, network: nn.Module, settings: Settings, scale: float):
         self.settings = settings
-        self.network = omniglot_network(settings.classes).to(memory_format=torch.channels_last)
+        self.scale = scale
+        self.network = network.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate, betas=(0.0, 0.999))
 
     def adapt(self, x: torch.Tensor, y: torch.Tensor, minibatches: torch.Tensor) -> None:
@@ -59,7 +88,7 @@ class TorchReptile:
             with torch.no_grad():
                 for p, start in zip(self.network.parameters(), before, strict=True):
                     p.copy_(start)
-            self.adapt(images(x), torch.as_tensor(y).long(), torch.as_tensor(minibatches))
+            self.adapt(self.images(x), torch.as_tensor(y).long(), torch.as_tensor(minibatches))
             for sum_, p in zip(total, self.network.parameters(), strict=True):
                 sum_ += p.detach()
         with torch.no_grad():
@@ -71,22 +100,22 @@ class TorchReptile:
         network, optimizer = (copy.deepcopy(s.state_dict()) for s in (self.network, self.optimizer))
         predictions = []
         for x, y, minibatches, query in zip(*batch.support[:3], batch.query_x, strict=True):
-            self.adapt(images(x), torch.as_tensor(y).long(), torch.as_tensor(minibatches))
+            self.adapt(self.images(x), torch.as_tensor(y).long(), torch.as_tensor(minibatches))
             with torch.no_grad():
                 if self.settings.transductive:
-                    logits = self.network(images(query))
+                    logits = self.network(self.images(query))
                 else:
-                    each = [torch.cat([images(x), images(q[None])]) for q in query]
+                    each = [torch.cat([self.images(x), self.images(q[None])]) for q in query]
                     logits = torch.stack([self.network(one)[-1] for one in each])
             predictions.append(logits.argmax(-1).numpy())
             self.network.load_state_dict(network)
             self.optimizer.load_state_dict(optimizer)
         return np.stack(predictions)
 
-
-def images(array: np.ndarray) -> torch.Tensor:
-    """uint8 [sample, height, width, channel] to float32 [sample, channel, height, width], channels last in memory."""
-    return torch.as_tensor(array).permute(0, 3, 1, 2).float().contiguous(memory_format=torch.channels_last)
+    def images(self, array: np.ndarray) -> torch.Tensor:
+        """uint8 [sample, height, width, channel] to float32 [sample, channel, height, width] in channels-last memory."""
+        image = torch.as_tensor(array).permute(0, 3, 1, 2).float() * self.scale
+        return image.contiguous(memory_format=torch.channels_last)
 
 
 def rate(work, units: int, seconds: float) -> float:
@@ -110,7 +139,9 @@ def faster_threads(work) -> int:
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="omniglot-1shot-5way", choices=list(PRESETS["omniglot"]))
+    parser.add_argument(
+        "--preset", default="omniglot-1shot-5way", choices=[p for presets in PRESETS.values() for p in presets]
+    )
     parser.add_argument("--transductive", action="store_true", help="evaluate transductively")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
@@ -118,14 +149,20 @@ def main() -> None:
     parser.add_argument("--in-turn", action="store_true", help="tasks one after another, as the PyTorch loop")
     args = parser.parse_args()
 
+    name = args.preset.split("-")[0]
     settings = Settings(
-        **PRESETS["omniglot"][args.preset], transductive=args.transductive, mode=args.mode, in_turn=args.in_turn
+        **(DEFAULTS[name] | PRESETS[name][args.preset]),
+        transductive=args.transductive,
+        mode=args.mode,
+        in_turn=args.in_turn,
     )
     stacked, line = device.configure(settings.mode, 1 if settings.in_turn else settings.meta_batch)
-    classes = data.glyphs.load(classes=200)  # real pixels or not, the work is the same
-    learner = train.make_learner(BENCHMARKS["omniglot"].network(settings.classes, 64), settings, classes.scale, stacked)
+    network, load = THEIRS[name]
+    classes = load()
+    model = BENCHMARKS[name].network(settings.classes, settings.filters)
+    learner = train.make_learner(model, settings, classes.scale, stacked)
     evaluator = Evaluator(learner, settings.transductive)
-    theirs = TorchReptile(settings)
+    theirs = TorchReptile(network(settings.classes), settings, classes.scale)
     training = [tasks.training_tasks(classes, iteration=i, **settings.training_arguments()) for i in range(20)]
     arguments = settings.evaluation_arguments()
     testing = [

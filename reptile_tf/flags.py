@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from reptile_tf.settings import PRESETS, Settings, SettingsError
+from reptile_tf.settings import DEFAULTS, ONLY, PRESETS, Settings, SettingsError
 
 _DEFINE = {
     int: flags.DEFINE_integer,
@@ -22,14 +22,13 @@ class FlagsError(Exception):
     """A command line that cannot be; the message is one line."""
 
 
-def parse(argv: list[str], doc: str, benchmark: str, **defaults: Any) -> tuple[Settings, frozenset[str]]:
+def parse(argv: list[str], doc: str, benchmark: str) -> tuple[Settings, frozenset[str]]:
     """Reads a command line.
 
     Args:
       argv: as sys.argv, the program's name first. Flags may be written with hyphens or underscores.
       doc: what --help says first.
-      benchmark: whose presets --preset may name.
-      **defaults: this program's own defaults of settings.
+      benchmark: whose presets, defaults and settings there are.
 
     Returns:
       The settings (flags given, else the preset's, else the defaults), and the names of those that the user chose, by
@@ -39,14 +38,15 @@ def parse(argv: list[str], doc: str, benchmark: str, **defaults: Any) -> tuple[S
       FlagsError: unknown flag or preset, a value that cannot be, or two that contradict each other.
       SystemExit: after --help, with code 0.
     """
-    presets = PRESETS[benchmark]
+    presets, defaults = PRESETS[benchmark], DEFAULTS[benchmark]
+    fields = [field for field in dataclasses.fields(Settings) if ONLY.get(field.name, benchmark) == benchmark]
     values = flags.FlagValues()
     flags.DEFINE_string("preset", "", "the paper's setting to start from", flag_values=values)
-    for field in dataclasses.fields(Settings):
+    for field in fields:
         default = defaults.get(field.name, field.default)
         _DEFINE[field.type](field.name, default, field.metadata["help"], flag_values=values)
     if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
-        print(_help(values, doc, presets))
+        print(_help(values, doc, presets, fields))
         sys.exit(0)
     try:
         extra = values(_underscored(argv))[1:]
@@ -60,7 +60,7 @@ def parse(argv: list[str], doc: str, benchmark: str, **defaults: Any) -> tuple[S
         if values.preset not in presets:
             raise FlagsError(f"unknown preset {values.preset!r}; there are: {', '.join(presets)}")
         chosen |= presets[values.preset]
-    given = {f.name: values[f.name].value for f in dataclasses.fields(Settings) if values[f.name].present}
+    given = {field.name: values[field.name].value for field in fields if values[field.name].present}
     if given.get("meta_optimizer") == "adam":
         # Interpolation goes 0.1 to all of the way to W; as the rate of Adam that would throw phi far off.
         chosen["meta_step"] = given.get("meta_step", 0.001)
@@ -85,7 +85,9 @@ def _underscored(argv: list[str]) -> list[str]:
     return normal
 
 
-def _help(values: flags.FlagValues, doc: str, presets: dict[str, dict[str, Any]]) -> str:
+def _help(
+    values: flags.FlagValues, doc: str, presets: dict[str, dict[str, Any]], fields: list[dataclasses.Field]
+) -> str:
     width = min(shutil.get_terminal_size().columns, 110)
     lines = [doc.strip(), "", "Flags, with their defaults (--inner-iters and --inner_iters are the same):"]
 
@@ -99,7 +101,7 @@ def _help(values: flags.FlagValues, doc: str, presets: dict[str, dict[str, Any]]
 
     describe("preset", "the paper's setting to start from; a flag given beside it wins: " + ", ".join(presets), "")
     group = None
-    for field in dataclasses.fields(Settings):
+    for field in fields:
         if field.metadata["group"] != group:
             group = field.metadata["group"]
             lines += ["", f"{group}:"]

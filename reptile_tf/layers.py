@@ -4,7 +4,10 @@ The subclasses add no weights and no settings: a model is built, saved and expor
 copy that the inner loop computes with holds these.
 """
 
+from collections.abc import Callable
+
 import keras
+import numpy as np
 import tensorflow as tf
 
 
@@ -23,6 +26,37 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
             is_training=True,
         )
         return outputs
+
+
+class PairwiseMaxPooling2D(keras.layers.MaxPooling2D):
+    """Max-pooling of 2x2 windows that do not overlap, with a gradient that XLA compiles.
+
+    TensorFlow's own gradient looks for the maxima again, one window at a time: 16.6 ms for 10 images of 84x84 with 32
+    channels on one core, where their convolution takes 7.5 ms.
+    """
+
+    def call(self, inputs):
+        """Floatx [batch, height, width, channel] to half the height and width, rounded up."""
+        return _max_pool(inputs)
+
+
+@tf.custom_gradient
+def _max_pool(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    pooled = tf.nn.max_pool2d(x, 2, 2, "SAME")
+    return pooled, lambda gradient: _max_pool_gradient(x, pooled, gradient)
+
+
+@tf.function(jit_compile=True)
+def _max_pool_gradient(x: tf.Tensor, pooled: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
+    """Each window's gradient goes to its maximum, and to the first of several: the same numbers as TensorFlow's own."""
+    (height, width, channels), (rows, columns) = x.shape[1:], pooled.shape[1:3]
+    x = tf.pad(x, [(0, 0), (0, 2 * rows - height), (0, 2 * columns - width), (0, 0)], constant_values=-np.inf)
+    windows = tf.reshape(x, [-1, rows, 2, columns, 2, channels])
+    place = tf.reshape([[0, 1], [2, 3]], [1, 1, 2, 1, 2, 1])
+    candidates = tf.where(windows == pooled[:, :, tf.newaxis, :, tf.newaxis], place, 4)
+    first = place == tf.reduce_min(candidates, axis=[2, 4], keepdims=True)
+    spread = tf.where(first, gradient[:, :, tf.newaxis, :, tf.newaxis], tf.zeros([], x.dtype))
+    return tf.reshape(spread, [-1, 2 * rows, 2 * columns, channels])[:, :height, :width]
 
 
 class MatmulConv2D(keras.layers.Conv2D):
@@ -72,10 +106,10 @@ def inner_loop_copy(model: keras.Model, stacked: bool) -> keras.Model:
     Raises:
       ValueError: convolutions of a subclassed model, to be stacked.
     """
+    kinds = _STACKED if stacked else _BRANCHES
 
     def copied(layer: keras.Layer) -> keras.Layer:
-        fits = _fits_matmul(layer) if stacked else _fits_fused(layer)
-        kind = (MatmulConv2D if stacked else FusedBatchNormalization) if fits else type(layer)
+        kind = next((kind for kind, fits in kinds.items() if fits(layer)), type(layer))
         return kind.from_config(layer.get_config())
 
     if type(model).__name__ not in ("Sequential", "Functional"):  # Keras gives the second no public name
@@ -106,3 +140,17 @@ def _fits_matmul(layer: keras.Layer) -> bool:
         and tuple(layer.dilation_rate) == (1, 1)
         and None not in layer.input.shape[1:3]
     )
+
+
+def _fits_pairwise(layer: keras.Layer) -> bool:
+    return (
+        type(layer) is keras.layers.MaxPooling2D
+        and layer.data_format == "channels_last"
+        and (tuple(layer.pool_size), tuple(layer.strides)) == ((2, 2), (2, 2))
+        and None not in layer.input.shape[1:3]
+        and (layer.padding == "same" or not any(size % 2 for size in layer.input.shape[1:3]))
+    )
+
+
+_STACKED = {MatmulConv2D: _fits_matmul}
+_BRANCHES = {FusedBatchNormalization: _fits_fused, PairwiseMaxPooling2D: _fits_pairwise}

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from reptile_tf import device, files, models, plots, tasks, train
 from reptile_tf.checkpoint import Checkpoint, RunFolder
-from reptile_tf.data import ImageClasses, glyphs, omniglot
+from reptile_tf.data import ImageClasses, glyphs, miniimagenet, omniglot
 from reptile_tf.errors import UserError
 from reptile_tf.evaluate import Evaluator, meta_test
 from reptile_tf.meta import MetaLearner
@@ -33,7 +33,7 @@ class Benchmark:
     Attributes:
       name: of the benchmark, in configurations and results.
       network: from ways and filters to the model.
-      load: from settings to all images.
+      load: from settings to all images, and what to call them in results.
       split: from all images and a seed to the sets of classes, "train" and "test" among them.
       for_training: what is made of the training classes before tasks are drawn from them.
       held_out: the set of classes to look at while training.
@@ -42,34 +42,61 @@ class Benchmark:
 
     name: str
     network: Callable[[int, int], keras.Model]
-    load: Callable[[Settings], ImageClasses]
+    load: Callable[[Settings], tuple[ImageClasses, str]]
     split: Callable[[ImageClasses, int], Sets]
     for_training: Callable[[ImageClasses], ImageClasses]
     held_out: str
     scale: float
 
 
-def _load_omniglot(settings: Settings) -> ImageClasses:
+def _load_omniglot(settings: Settings) -> tuple[ImageClasses, str]:
     if settings.source == "glyphs":
-        return glyphs.load()
-    if settings.source == "tfds":
-        return omniglot.load_tfds(settings.data_dir or None)
-    return omniglot.load_raw(settings.data_dir or "data/omniglot")
+        images = glyphs.load()
+    elif settings.source == "tfds":
+        images = omniglot.load_tfds(settings.data_dir or None)
+    else:
+        images = omniglot.load_raw(settings.data_dir or "data/omniglot")
+    return images, f"omniglot ({settings.source})"
 
 
 OMNIGLOT_TRAINING_CHARACTERS = 1200  # of 1,623 (paper, section 6.1); the rest are for testing
+
+
+def _split_omniglot(images: ImageClasses, seed: int) -> Sets:
+    return dict(zip(("train", "test"), images.split(OMNIGLOT_TRAINING_CHARACTERS, seed), strict=True))
+
+
+def _load_miniimagenet(settings: Settings) -> tuple[ImageClasses, str]:
+    folder = settings.data_dir or "data/miniimagenet"
+    images = miniimagenet.load(folder, skip_bad_images=settings.skip_bad_images)
+    # Figures from other photographs are never to be taken for the paper's.
+    return images, "miniimagenet" if miniimagenet.is_the_papers(images) else f"photographs of {folder}"
+
+
+def _split_miniimagenet(images: ImageClasses, seed: int) -> Sets:
+    del seed  # the split is given
+    sets = [name.split("/")[0] for name in images.names]
+    return {part: images.subset([i for i, s in enumerate(sets) if s == part]) for part in miniimagenet.SETS}
+
 
 BENCHMARKS = {
     "omniglot": Benchmark(
         name="omniglot",
         network=models.omniglot,
         load=_load_omniglot,
-        split=lambda images, seed: dict(
-            zip(("train", "test"), images.split(OMNIGLOT_TRAINING_CHARACTERS, seed), strict=True)
-        ),
+        split=_split_omniglot,
         for_training=ImageClasses.with_rotations,
         held_out="test",
         scale=1.0,
+    ),
+    "miniimagenet": Benchmark(
+        name="miniimagenet",
+        network=models.miniimagenet,
+        load=_load_miniimagenet,
+        split=_split_miniimagenet,
+        for_training=lambda classes: classes,
+        held_out="val",
+        scale=1 / 255,
     ),
 }
 
@@ -95,8 +122,8 @@ def run(settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> Non
     side_by_side = device.cores() if settings.pretrained else 1 if settings.in_turn else settings.meta_batch
     stacked, line = device.configure(settings.mode, side_by_side)
     say(line)
-    images = benchmark.load(settings)
-    say(f"{benchmark.name} ({settings.source}): {len(images):,} classes, {images.counts.sum():,} images")
+    images, name = benchmark.load(settings)
+    say(f"{name}: {len(images):,} classes, {images.counts.sum():,} images")
     if settings.pretrained:
         sets = _split_of(folder, images)
         sets["train"] = benchmark.for_training(sets["train"])
@@ -113,14 +140,14 @@ def run(settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> Non
         learner = train.meta_train(model, sets["train"], settings, held_out=held_out, folder=folder, stacked=stacked)
         checkpoint = folder.load()
 
-    description = _description(settings, benchmark)
+    description = _description(settings, name)
     say(f"evaluating {description['task']}")
     evaluator, began = Evaluator(learner, settings.transductive), time.monotonic()
     results = {}
-    for name, classes in sets.items():
-        accuracy = meta_test(learner, classes, settings, evaluator=evaluator, progress=f"{name} tasks")
-        say(f"{name} accuracy: {accuracy}")
-        results[name] = accuracy._asdict()
+    for part, classes in sets.items():
+        accuracy = meta_test(learner, classes, settings, evaluator=evaluator, progress=f"{part} tasks")
+        say(f"{part} accuracy: {accuracy}")
+        results[part] = accuracy._asdict()
     results |= {
         "meta_iterations": checkpoint.iteration,
         "training_seconds": checkpoint.seconds,
@@ -128,18 +155,16 @@ def run(settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> Non
         "peak_memory_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     } | description
     how = f"{settings.shots}shot{'-transductive' if settings.transductive else ''}"
-    name = f"evaluation-{how}.json" if settings.pretrained else "results.json"
-    files.write_text(folder.path / name, json.dumps(results, indent=1) + "\n")
+    file = f"evaluation-{how}.json" if settings.pretrained else "results.json"
+    files.write_text(folder.path / file, json.dumps(results, indent=1) + "\n")
     if not settings.pretrained:
         with files.replacing(folder.path / "model.keras") as part:
             learner.model.save(part)
         if len(checkpoint.history):
-            plots.learning_curve(
-                folder.path / "learning_curve.png", checkpoint.history, f"{benchmark.name} ({settings.source})"
-            )
+            plots.learning_curve(folder.path / "learning_curve.png", checkpoint.history, name)
         batch = tasks.evaluation_tasks(sets["test"], **settings.evaluation_arguments(), count=evaluator.tasks)
         plots.adapted_task(folder.path / "test_task.png", batch, tf.nn.softmax(evaluator.logits(batch)[0]).numpy())
-    say(f"{name} is in {folder.path}" + ("" if settings.pretrained else ", with model.keras and the pictures"))
+    say(f"{file} is in {folder.path}" + ("" if settings.pretrained else ", with model.keras and the pictures"))
 
 
 def load(path: str | pathlib.Path) -> MetaLearner:
@@ -206,12 +231,12 @@ def _split_of(folder: RunFolder, images: ImageClasses) -> Sets:
     return {name: images.subset([where[n] for n in names]) for name, names in split.items()}
 
 
-def _description(settings: Settings, benchmark: Benchmark) -> dict[str, Any]:
+def _description(settings: Settings, name: str) -> dict[str, Any]:
     """What must stand beside a number: settings, versions, machine and commit."""
     transductive = " transductive" if settings.transductive else ""
     gpus = len(tf.config.list_physical_devices("GPU"))
     return {
-        "task": f"{benchmark.name} ({settings.source}), {settings.shots}-shot {settings.classes}-way{transductive}",
+        "task": f"{name}, {settings.shots}-shot {settings.classes}-way{transductive}",
         "seed": settings.seed,
         "settings": dataclasses.asdict(settings),
         "versions": {"python": platform.python_version()}

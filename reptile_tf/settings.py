@@ -69,6 +69,7 @@ class Settings:
     checkpoint: str = _setting("model_checkpoint", RUNNING, "folder of the run: checkpoints, results, pictures")
     pretrained: bool = _setting(False, RUNNING, "do not train: evaluate what is in --checkpoint")
     data_dir: str = _setting("", RUNNING, "folder of the images (default: data/NAME; for tfds, its own default)")
+    skip_bad_images: bool = _setting(False, RUNNING, "leave out files that are no images, instead of stopping at them")
     save_interval: int = _setting(1000, RUNNING, "meta-iterations between checkpoints", low=1)
     mode: str = _setting("auto", RUNNING, "how tasks run side by side: branches of one graph on the cores of a CPU, or "
                                           "stacked in one XLA program; auto: stacked on a GPU, else branches",
@@ -153,23 +154,29 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+_ANNEALED = {"meta_step": 1.0, "meta_step_final": 0.0, "meta_batch": 5}
+
+
 def _omniglot(way: int, shots: int) -> dict[str, Any]:
-    common = {
-        "shots": shots,
-        "classes": way,
-        "train_shots": 10,
-        "meta_step": 1.0,
-        "meta_step_final": 0.0,
-        "meta_batch": 5,
-    }
+    common = {"shots": shots, "classes": way, "train_shots": 10, "eval_iters": 50}
     if way == 5:
         inner = {"inner_batch": 10, "inner_iters": 5, "learning_rate": 1e-3, "meta_iters": 100_000, "eval_batch": 5}
     else:
         inner = {"inner_batch": 20, "inner_iters": 10, "learning_rate": 5e-4, "meta_iters": 200_000, "eval_batch": 10}
-    return common | inner | {"eval_iters": 50}
+    return _ANNEALED | common | inner
+
+
+def _miniimagenet(shots: int) -> dict[str, Any]:
+    common = {"shots": shots, "classes": 5, "train_shots": 15, "eval_iters": 50, "eval_batch": 5 if shots == 1 else 15}
+    return _ANNEALED | common | {"inner_batch": 10, "inner_iters": 8, "learning_rate": 1e-3, "meta_iters": 100_000}
 
 
 # The paper's settings (appendix A, tables 1 and 2). `shots` and the eval settings do not touch training.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "omniglot": {f"omniglot-{shots}shot-{way}way": _omniglot(way, shots) for way in (5, 20) for shots in (1, 5)},
+    "miniimagenet": {f"miniimagenet-{shots}shot-5way": _miniimagenet(shots) for shots in (1, 5)},
 }
+
+# Defaults that differ from those above, and settings that only one benchmark has.
+DEFAULTS: dict[str, dict[str, Any]] = {"omniglot": {}, "miniimagenet": {"filters": 32}}
+ONLY = {"source": "omniglot", "skip_bad_images": "miniimagenet"}

@@ -42,6 +42,23 @@ def test_fused_batch_norm_has_the_stock_outputs_and_gradients():
         np.testing.assert_allclose(ours, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max() / 100)
 
 
+@pytest.mark.parametrize("shape", [(3, 6, 6, 4), (2, 7, 5, 3)])
+def test_pairwise_pooling_has_the_stock_outputs_and_gradients(shape):
+    """Equal to the bit, also where several pixels of a window are the largest: the first of them gets the gradient."""
+    rng = np.random.default_rng(0)
+    x = tf.constant(rng.integers(-1, 2, shape), tf.float32)
+    stock = keras.layers.MaxPooling2D(2, strides=2, padding="same")
+    results = []
+    for layer in (stock, layers.PairwiseMaxPooling2D.from_config(stock.get_config())):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+            loss = tf.reduce_sum(y * np.arange(1, tf.size(y) + 1, dtype=np.float32).reshape(y.shape))
+        results.append((y.numpy(), tape.gradient(loss, x).numpy()))
+    for expected, ours in zip(*results, strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
 @pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize("network", [models.omniglot, models.miniimagenet])
 def test_the_inner_loop_copy_has_the_models_weights_in_order(network, stacked):
@@ -60,6 +77,8 @@ def test_what_does_not_fit_stays_as_it_is():
             keras.layers.Conv2D(4, 3, groups=2),
             keras.layers.Conv2D(4, 3, dilation_rate=2),
             keras.layers.BatchNormalization(scale=False),
+            keras.layers.MaxPooling2D(2, strides=1),
+            keras.layers.MaxPooling2D(2),  # of 3x3: leaves a row and a column out
         ]
     )
     for stacked in (False, True):

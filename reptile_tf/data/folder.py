@@ -3,15 +3,18 @@
 import concurrent.futures
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from reptile_tf.data.image_classes import ImageClasses
 from reptile_tf.errors import UserError
+from reptile_tf.progress import Progress
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")  # in any case
 _MODES = {1: "L", 3: "RGB"}
+RESAMPLING = Image.Resampling.NEAREST  # the paper's: the default of the Pillow that its code was run with
 
 
 def load(path: str | os.PathLike, size: int = 84, channels: int = 3) -> ImageClasses:
@@ -33,42 +36,85 @@ def load(path: str | os.PathLike, size: int = 84, channels: int = 3) -> ImageCla
     """
     if channels not in _MODES:
         raise ValueError(f"channels must be 1 or 3, not {channels}")
+    classes = scan(path)
+    counts = np.array([len(found) for found in classes.values()], np.int64)
+    images = np.empty((counts.sum(), size, size, channels), np.uint8)
+    decode([file for found in classes.values() for file in found], images)
+    return ImageClasses(images, np.cumsum(counts) - counts, counts, tuple(classes), scale=1 / 255)
+
+
+def scan(path: str | os.PathLike) -> dict[str, list[os.DirEntry]]:
+    """Lists the image files of each class of `path/CLASS/IMAGE`, both in the order of their names.
+
+    Raises:
+      UserError: the folder is missing, has no class folders, or a class has no images.
+    """
     path = pathlib.Path(path)
     if not path.is_dir():
         raise UserError(f"no folder {path}; name one that holds a folder of images for each class")
-    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    folders = [entry for entry in _visible(path) if entry.is_dir()]
     if not folders:
         raise UserError(f"no class folders in {path}; put the images of each class into a folder of its own there")
-    files = [sorted(file for file in folder.iterdir() if _is_image(file)) for folder in folders]
-    for folder, found in zip(folders, files, strict=True):
-        if not found:
-            raise UserError(f"no PNG or JPEG images in {folder}; put some there or remove it")
-
-    counts = np.array([len(found) for found in files], np.int64)
-    images = np.empty((counts.sum(), size, size, channels), np.uint8)
-
-    def read(index: int, file: pathlib.Path) -> None:
-        images[index] = _read(file, size, channels)
-
-    # Threads, because decoding JPEG leaves Python's lock; they fill one array, because the set may be gigabytes.
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        every = [file for found in files for file in found]
-        for _ in pool.map(read, range(len(every)), every):
-            pass
-    names = tuple(folder.name for folder in folders)
-    return ImageClasses(images, np.cumsum(counts) - counts, counts, names, scale=1 / 255)
+    classes = {}
+    for folder in folders:
+        classes[folder.name] = [e for e in _visible(folder) if e.name.lower().endswith(_SUFFIXES) and e.is_file()]
+        if not classes[folder.name]:
+            raise UserError(f"no PNG or JPEG images in {folder.path}; put some there or remove it")
+    return classes
 
 
-def _is_image(file: pathlib.Path) -> bool:
-    return file.suffix.lower() in _SUFFIXES and not file.name.startswith(".") and file.is_file()
+def _visible(folder: str | os.PathLike) -> list[os.DirEntry]:
+    with os.scandir(folder) as entries:
+        return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
 
 
-def _read(file: pathlib.Path, size: int, channels: int) -> np.ndarray:
+def decode(
+    files: Sequence[os.DirEntry], images: np.ndarray, skip_bad_images: bool = False, progress: str = ""
+) -> list[int]:
+    """Decodes, resizes and converts `files` into `images`, on all cores.
+
+    Args:
+      files: PNG or JPEG files.
+      images: uint8 [file, size, size, channels], written to; may be memory-mapped.
+      skip_bad_images: leave the place of a file that is no image as it is, instead of stopping.
+      progress: what to call this in a progress line; without it there is none.
+
+    Returns:
+      The indices of the files that are no images, in order.
+
+    Raises:
+      UserError: one is no image (unless they are skipped).
+    """
+
+    def read(index: int) -> bool:
+        try:
+            images[index] = _read(files[index], *images.shape[2:])
+        except UserError:
+            if not skip_bad_images:
+                raise
+            return False
+        return True
+
+    # Threads, because decoding JPEG leaves Python's lock.
+    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+    bad = []
+    try:
+        with Progress(progress, len(files), unit="image", silent=not progress) as bar:
+            for index, sound in enumerate(pool.map(read, range(len(files)))):
+                bar.advance(1)
+                if not sound:
+                    bad.append(index)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return bad
+
+
+def _read(file: os.DirEntry, size: int, channels: int) -> np.ndarray:
     """One image: uint8 [size, size, channels]."""
     try:
-        with Image.open(file) as image:
+        with Image.open(file.path) as image:
             # Before the conversion, which it commutes with: there are fewer pixels to convert.
-            small = image.resize((size, size), Image.Resampling.NEAREST)
+            small = image.resize((size, size), RESAMPLING)
             return np.asarray(small.convert(_MODES[channels])).reshape(size, size, channels)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all of Pillow's ways to say it
-        raise UserError(f"cannot read {file} as an image ({error}); replace or remove it") from error
+        raise UserError(f"cannot read {file.path} as an image ({error}); replace or remove it") from error
