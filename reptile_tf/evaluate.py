@@ -1,7 +1,7 @@
 """Few-shot accuracy: adapt to the support set, classify the query set, over many tasks."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -32,33 +32,44 @@ class Accuracy(NamedTuple):
         return f"{100 * self.accuracy:.2f} ± {100 * self.ci95:.2f} % ({self.tasks:,} tasks)"
 
 
+class BothWays(NamedTuple):
+    """The two ways to classify the queries of an adapted task; `both[transductive]` is one of them.
+
+    Attributes:
+      one_by_one: each query in a batch with the whole support set, alone of its kind.
+      transductive: all queries in one batch, so that they share batch-norm statistics.
+    """
+
+    one_by_one: Any
+    transductive: Any
+
+
 class Evaluator:
     """Adapts to tasks from a learner's phi and trained moments, and leaves no trace in the learner.
 
+    One adaptation serves both ways of classifying, which cost little beside it.
+
     Args:
       learner: read at every call, never changed.
-      transductive: classify all queries of a task in one batch, so that they share batch-norm statistics. Else each
-        query is classified in a batch with the whole support set, alone of its kind.
       at_most: bounds how many tasks run side by side, which is two per core up to 16, or 64 in one stack.
     """
 
-    def __init__(self, learner: MetaLearner, transductive: bool = False, at_most: int = 64):
+    def __init__(self, learner: MetaLearner, at_most: int = 64):
         self.tasks = min(at_most, 64 if learner.network.stacked else min(16, 2 * device.cores()))
         self._learner = learner
-        self._transductive = transductive
         self._inner = InnerLoop(learner.network, learner.inner_optimizer, self.tasks, learner.weight_decay)
         self._compiled = tf.function(self._logits, jit_compile=learner.network.stacked)
 
-    def logits(self, batch: EvalTasks) -> np.ndarray:
-        """The logits of every query after adaptation, floatx [task, query, class]; takes `self.tasks` tasks."""
-        return self._compiled(batch.support, batch.query_x).numpy()
+    def logits(self, batch: EvalTasks) -> BothWays:
+        """The logits of every query after adaptation, floatx [task, query, class] each; takes `self.tasks` tasks."""
+        return BothWays(*self._compiled(batch.support, batch.query_x).numpy())
 
     def _logits(self, support: Tasks, query_x: tf.Tensor) -> tf.Tensor:
         # The queries travel to the lanes as one more field of the share.
         def adapt_and_classify(lane: Lane, share: tuple[Tasks, tf.Tensor]) -> tf.Tensor:
             pool, queries = share
             lane.adapt(pool, pool.minibatches)
-            return lane.outputs(queries) if self._transductive else one_by_one(lane, pool.x, queries)
+            return tf.stack(BothWays(one_by_one(lane, pool.x, queries), lane.outputs(queries)), axis=1)
 
         def one_by_one(lane: Lane, support_x: tf.Tensor, queries: tf.Tensor) -> tf.Tensor:
             def classify(query):  # [stack, ...]
@@ -69,12 +80,21 @@ class Evaluator:
             )
             return tf.transpose(by_query, [1, 0, 2])
 
-        return self._inner.map(adapt_and_classify, (support, query_x), self._learner.phi, self._learner.inner_state)
+        logits = self._inner.map(adapt_and_classify, (support, query_x), self._learner.phi, self._learner.inner_state)
+        return tf.transpose(logits, [1, 0, 2, 3])
 
 
 def meta_test(learner: MetaLearner, classes: ImageClasses, settings: Settings, **options) -> Accuracy:
-    """Few-shot accuracy over `settings.eval_samples` tasks; arguments and errors are those of `accuracy_by_task`."""
-    return Accuracy.of(accuracy_by_task(learner, classes, settings, **options))
+    """Few-shot accuracy over `settings.eval_samples` tasks, in the way that `settings.transductive` says.
+
+    Arguments and errors are those of `accuracy_by_task`.
+    """
+    return meta_test_both_ways(learner, classes, settings, **options)[settings.transductive]
+
+
+def meta_test_both_ways(learner: MetaLearner, classes: ImageClasses, settings: Settings, **options) -> BothWays:
+    """`meta_test` in both ways, from the same adaptations: an `Accuracy` each."""
+    return BothWays(*map(Accuracy.of, accuracy_by_task(learner, classes, settings, **options)))
 
 
 def accuracy_by_task(
@@ -87,7 +107,7 @@ def accuracy_by_task(
     iteration: int = 0,
     evaluator: Evaluator | None = None,
     progress: str = "",
-) -> np.ndarray:
+) -> BothWays:
     """The accuracy on each of many few-shot tasks.
 
     Args:
@@ -101,15 +121,15 @@ def accuracy_by_task(
       progress: what to call this in a progress line; without it there is none.
 
     Returns:
-      float64 [count], the share of queries that are classified rightly.
+      float64 [count] each, the share of queries that are classified rightly.
 
     Raises:
       UserError: too few classes, or a class with too few images.
     """
     tasks.check_enough(classes, settings.classes, settings.shots + 1, "evaluation")
-    evaluator = evaluator or Evaluator(learner, settings.transductive)
+    evaluator = evaluator or Evaluator(learner)
     count = count or settings.eval_samples
-    right = np.zeros(count)
+    right = np.zeros([2, count])
     with Progress(progress, count, unit="task", silent=not progress) as bar:
         for first in range(0, count, evaluator.tasks):
             # The compiled program takes a fixed number of tasks: the last batch is filled up, and the rest not counted.
@@ -121,7 +141,8 @@ def accuracy_by_task(
                 first=first,
                 count=evaluator.tasks,
             )
-            part = (evaluator.logits(batch).argmax(-1) == batch.query_y).mean(-1)[: count - first]
-            right[first : first + len(part)] = part
-            bar.advance(len(part), str(Accuracy.of(right[: first + len(part)])))
-    return right
+            done = min(first + evaluator.tasks, count)
+            for of_way, logits in zip(right, evaluator.logits(batch), strict=True):
+                of_way[first:done] = (logits.argmax(-1) == batch.query_y).mean(-1)[: done - first]
+            bar.advance(done - first, str(Accuracy.of(right[int(settings.transductive), :done])))
+    return BothWays(*right)

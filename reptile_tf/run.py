@@ -18,7 +18,7 @@ from reptile_tf import device, files, models, plots, tasks, train
 from reptile_tf.checkpoint import Checkpoint, RunFolder
 from reptile_tf.data import ImageClasses, glyphs, miniimagenet, omniglot
 from reptile_tf.errors import UserError
-from reptile_tf.evaluate import Evaluator, meta_test
+from reptile_tf.evaluate import Evaluator, meta_test_both_ways
 from reptile_tf.meta import MetaLearner
 from reptile_tf.progress import say
 from reptile_tf.settings import Settings, SettingsError, flag
@@ -142,12 +142,14 @@ def run(settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> Non
 
     description = _description(settings, name)
     say(f"evaluating {description['task']}")
-    evaluator, began = Evaluator(learner, settings.transductive), time.monotonic()
+    evaluator, began = Evaluator(learner), time.monotonic()
     results = {}
     for part, classes in sets.items():
-        accuracy = meta_test(learner, classes, settings, evaluator=evaluator, progress=f"{part} tasks")
-        say(f"{part} accuracy: {accuracy}")
-        results[part] = accuracy._asdict()
+        both = meta_test_both_ways(learner, classes, settings, evaluator=evaluator, progress=f"{part} tasks")
+        asked, other = both[settings.transductive], both[not settings.transductive]
+        way = "not transductive" if settings.transductive else "transductive"
+        say(f"{part} accuracy: {asked}; {way}: {other}")
+        results |= {part: asked._asdict(), f"{part}, {way}": other._asdict()}
     results |= {
         "meta_iterations": checkpoint.iteration,
         "training_seconds": checkpoint.seconds,
@@ -163,7 +165,8 @@ def run(settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> Non
         if len(checkpoint.history):
             plots.learning_curve(folder.path / "learning_curve.png", checkpoint.history, name)
         batch = tasks.evaluation_tasks(sets["test"], **settings.evaluation_arguments(), count=evaluator.tasks)
-        plots.adapted_task(folder.path / "test_task.png", batch, tf.nn.softmax(evaluator.logits(batch)[0]).numpy())
+        logits = evaluator.logits(batch)[settings.transductive][0]
+        plots.adapted_task(folder.path / "test_task.png", batch, tf.nn.softmax(logits).numpy())
     say(f"{file} is in {folder.path}" + ("" if settings.pretrained else ", with model.keras and the pictures"))
 
 

@@ -123,10 +123,10 @@ def _train(
     look = None
     if held_out is not None:
         tasks.check_enough(held_out, settings.classes, settings.shots + 1, "evaluation")
-        evaluator = Evaluator(learner, settings.transductive, at_most=settings.eval_tasks)
+        evaluator = Evaluator(learner, at_most=settings.eval_tasks)
 
         def look(iteration: int) -> np.ndarray:
-            return accuracy_by_task(
+            accuracies = accuracy_by_task(
                 learner,
                 held_out,
                 settings,
@@ -135,6 +135,7 @@ def _train(
                 iteration=iteration,
                 evaluator=evaluator,
             )
+            return accuracies[settings.transductive]
 
     def save() -> None:
         if folder is not None:

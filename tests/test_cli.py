@@ -17,7 +17,7 @@ import reptile_tf
 from reptile_tf import cli, device
 from reptile_tf.checkpoint import RunFolder
 from reptile_tf.errors import UserError
-from reptile_tf.evaluate import Accuracy
+from reptile_tf.evaluate import Accuracy, BothWays
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = [
@@ -60,6 +60,7 @@ def test_a_run_says_where_it_runs_and_leaves_its_results(trained):
         assert 0 < results[name]["ci95"] < 1
         assert results[name]["tasks"] == 40
         assert f"{name} accuracy: {100 * results[name]['accuracy']:.2f} ± " in said
+        assert f"; transductive: {100 * results[f'{name}, transductive']['accuracy']:.2f} ± " in said
     assert results["settings"]["inner_iters"] == 2
     assert results["meta_iterations"] == 400
     assert results["seed"] == 0
@@ -147,6 +148,8 @@ def test_pretrained_takes_network_way_and_split_from_the_checkpoint(trained, tmp
     assert results["settings"]["classes"] == 3
     assert results["settings"]["shots"] == 2
     assert all(path.read_bytes() == content for path, content in before.items())
+    assert f"test accuracy: {100 * results['test']['accuracy']:.2f} ± " in done.stdout
+    assert f"; not transductive: {100 * results['test, not transductive']['accuracy']:.2f} ± " in done.stdout
 
 
 def test_the_other_ways_to_train_run_too(tmp_path):
@@ -223,11 +226,11 @@ def test_pretrained_tests_on_the_checkpoints_own_split(main, trained, tmp_path, 
     (folder / "config.json").write_text(json.dumps(config))
     tested = {}
 
-    def meta_test(learner, classes, settings, progress, **options):
+    def meta_test_both_ways(learner, classes, settings, progress, **options):
         tested[progress] = [name for name in classes.names if "@" not in name]
-        return Accuracy(0.5, 0.1, 2)
+        return BothWays(Accuracy(0.5, 0.1, 2), Accuracy(0.6, 0.1, 2))
 
-    monkeypatch.setattr("reptile_tf.run.meta_test", meta_test)
+    monkeypatch.setattr("reptile_tf.run.meta_test_both_ways", meta_test_both_ways)
     assert main("--pretrained", f"--checkpoint={folder}")[0] == 0
     assert tested == {"train tasks": config["split"]["train"], "test tasks": config["split"]["test"]}
     code, error = main("--pretrained", f"--checkpoint={folder}", "--seed=1")

@@ -37,11 +37,10 @@ def with_another_query(batch):
     return batch._replace(query_x=query_x)
 
 
-@pytest.mark.parametrize("transductive", [False, True])
-def test_evaluation_leaves_every_variable_as_it_was(learner, glyphs, transductive):
+def test_evaluation_leaves_every_variable_as_it_was(learner, glyphs):
     before = learner.state()
     weights = [v.numpy() for v in learner.model.variables]
-    Evaluator(learner, transductive, at_most=2).logits(some(glyphs, 2))
+    Evaluator(learner, at_most=2).logits(some(glyphs, 2))
     for name, value in learner.state().items():
         np.testing.assert_array_equal(value, before[name], err_msg=name)
     for variable, value in zip(learner.model.variables, weights, strict=True):
@@ -54,26 +53,25 @@ def test_every_task_starts_from_the_same_state(learner, glyphs):
     first = evaluator.logits(some(glyphs, 2))
     evaluator.logits(some(glyphs, 2, first=2))
     np.testing.assert_array_equal(evaluator.logits(some(glyphs, 2)), first)
-    np.testing.assert_allclose(Evaluator(learner, at_most=1).logits(some(glyphs, 1))[0], first[0], atol=1e-5)
+    alone = Evaluator(learner, at_most=1).logits(some(glyphs, 1))
+    for way in (False, True):
+        np.testing.assert_allclose(alone[way][0], first[way][0], atol=1e-5)
 
 
 def test_adaptation_starts_from_the_trained_moments(learner, glyphs):
-    trained = Evaluator(learner, at_most=2).logits(some(glyphs, 2))
+    trained = Evaluator(learner, at_most=2).logits(some(glyphs, 2)).transductive
     state = learner.state()
     learner.restore(state | {name: np.zeros_like(value) for name, value in state.items() if name.startswith("inner")})
-    cold = Evaluator(learner, at_most=2).logits(some(glyphs, 2))
+    cold = Evaluator(learner, at_most=2).logits(some(glyphs, 2)).transductive
     assert np.abs(trained - cold).max() > 0.1
 
 
 def test_a_non_transductive_answer_does_not_depend_on_the_other_queries(learner, glyphs):
     batch = some(glyphs, 2)
-    for transductive in (False, True):
-        evaluator = Evaluator(learner, transductive, at_most=2)
-        answer, other = evaluator.logits(batch)[:, 0], evaluator.logits(with_another_query(batch))[:, 0]
-        if transductive:
-            assert np.abs(answer - other).max() > 1e-3
-        else:
-            np.testing.assert_array_equal(answer, other)
+    evaluator = Evaluator(learner, at_most=2)
+    answers, others = evaluator.logits(batch), evaluator.logits(with_another_query(batch))
+    np.testing.assert_array_equal(answers.one_by_one[:, 0], others.one_by_one[:, 0])
+    assert np.abs(answers.transductive[:, 0] - others.transductive[:, 0]).max() > 1e-3
 
 
 @pytest.mark.parametrize("transductive", [False, True])
@@ -88,24 +86,33 @@ def test_answers_are_the_stock_models(float64, small_model, glyphs, transductive
         expected = model(queries, training=True)
     else:
         expected = [model(np.concatenate([support, q[np.newaxis]]), training=True)[-1] for q in queries]
-    np.testing.assert_allclose(Evaluator(one, transductive, at_most=1).logits(batch)[0], expected, atol=1e-9)
+    np.testing.assert_allclose(Evaluator(one, at_most=1).logits(batch)[transductive][0], expected, atol=1e-9)
 
 
-@pytest.mark.parametrize("transductive", [False, True])
-def test_stacked_equals_branches(float64, small_model, glyphs, transductive):
+def test_stacked_equals_branches(float64, small_model, glyphs):
     logits = []
     for stacked in (False, True):
         one = MetaLearner(small_model(), keras.optimizers.SGD(0.01), keras.optimizers.SGD(), stacked=stacked)
-        logits.append(Evaluator(one, transductive, at_most=2).logits(some(glyphs, 2)))
+        logits.append(Evaluator(one, at_most=2).logits(some(glyphs, 2)))
     np.testing.assert_allclose(logits[1], logits[0], atol=1e-8)
 
 
 def test_a_count_that_does_not_fill_the_last_batch_counts_each_task_once(learner, glyphs):
     by_task = accuracy_by_task(learner, glyphs, SETTINGS, count=5, evaluator=Evaluator(learner, at_most=4))
     more = accuracy_by_task(learner, glyphs, SETTINGS, count=8, evaluator=Evaluator(learner, at_most=4))
-    assert len(by_task) == 5
-    np.testing.assert_array_equal(by_task, more[:5])
-    assert meta_test(learner, glyphs, SETTINGS).tasks == 5
+    for five, eight in zip(by_task, more, strict=True):
+        assert len(five) == 5
+        np.testing.assert_array_equal(five, eight[:5])
+
+
+def test_meta_test_answers_in_the_way_that_the_settings_ask_for(learner, glyphs):
+    by_task = accuracy_by_task(learner, glyphs, SETTINGS)
+    assert by_task.one_by_one.mean() != by_task.transductive.mean()
+    for transductive in (False, True):
+        settings = dataclasses.replace(SETTINGS, transductive=transductive)
+        accuracy = meta_test(learner, glyphs, settings)
+        assert accuracy == Accuracy.of(by_task[transductive])
+        assert accuracy.tasks == 5
 
 
 def test_accuracy_of_tasks_and_its_interval():
@@ -125,7 +132,7 @@ def test_adapt_gives_a_keras_model_that_answers_as_the_evaluation_does(learner, 
     dealt = tasks.deal_minibatches(6, 4, 3, False, tasks.generator(7, tasks.EVALUATION, 0, 0))
     batch = batch._replace(support=batch.support._replace(minibatches=dealt[np.newaxis]))
     adapted = learner.adapt(batch.support.x[0], list(batch.support.y[0]), steps=3, batch=4, seed=7)
-    expected = Evaluator(learner, transductive=True, at_most=1).logits(batch)[0]
+    expected = Evaluator(learner, at_most=1).logits(batch).transductive[0]
     np.testing.assert_allclose(adapted(batch.query_x[0] * learner.network.scale, training=True), expected, atol=1e-4)
     for name, value in learner.state().items():
         np.testing.assert_array_equal(value, before[name], err_msg=name)

@@ -112,7 +112,7 @@ def test_weights_and_logits_follow_the_original(float64, name, options):
         learner.step(golden.training(iteration), meta_step)
         assert_weights_agree(golden, learner, iteration + 1)
     for transductive, key in ((True, "transductive"), (False, "non_transductive")):
-        logits = Evaluator(learner, transductive, at_most=1).logits(golden.evaluation())[0]
+        logits = Evaluator(learner, at_most=1).logits(golden.evaluation())[transductive][0]
         expected = golden.arrays[f"eval_logits_{key}"]
         np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE[golden.config["opt"]])
         np.testing.assert_array_equal(logits.argmax(-1), golden.arrays[f"eval_pred_{key}"])
