@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
 # Gets a data set into data/ (or another folder), whole or not at all:
 #
-#   bash fetch_data.sh omniglot [FOLDER]
+#   bash fetch_data.sh omniglot [FOLDER]                         downloads it
+#   IMAGENET_TAR=FILE bash fetch_data.sh miniimagenet [FOLDER]   the paper's, out of ILSVRC2012_img_train.tar
+#   IMAGENET_DIR=DIR bash fetch_data.sh miniimagenet [FOLDER]    the same, out of unpacked class folders
+#   MINIIMAGENET_DIR=DIR bash fetch_data.sh miniimagenet [FOLDER]   copies train, val and test folders of your own
 #
 # Run again after any interruption, it goes on where it stopped; `bash fetch_data.sh --help` lists the settings.
 set -euo pipefail
@@ -13,4 +16,4 @@ if ! command -v "$python" > /dev/null; then
   exit 1
 fi
 # exec: killing this script then kills the one process that does the work.
-exec "$python" "$here/reptile_tf/data/archive.py" "$@"
+exec "$python" "$here/reptile_tf/data/fetch.py" "$@"

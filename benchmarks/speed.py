@@ -113,7 +113,7 @@ class TorchReptile:
         return np.stack(predictions)
 
     def images(self, array: np.ndarray) -> torch.Tensor:
-        """uint8 [sample, height, width, channel] to float32 [sample, channel, height, width] in channels-last memory."""
+        """uint8 [sample, height, width, channel] to float32 [sample, channel, height, width], channels last."""
         image = torch.as_tensor(array).permute(0, 3, 1, 2).float() * self.scale
         return image.contiguous(memory_format=torch.channels_last)
 
@@ -161,7 +161,7 @@ def main() -> None:
     classes = load()
     model = BENCHMARKS[name].network(settings.classes, settings.filters)
     learner = train.make_learner(model, settings, classes.scale, stacked)
-    evaluator = Evaluator(learner, settings.transductive)
+    evaluator = Evaluator(learner)
     theirs = TorchReptile(network(settings.classes), settings, classes.scale)
     training = [tasks.training_tasks(classes, iteration=i, **settings.training_arguments()) for i in range(20)]
     arguments = settings.evaluation_arguments()

@@ -231,7 +231,7 @@ def test_an_address_without_the_file_fails_at_once(root):
 
 
 def test_without_curl_it_says_so(root, tmp_path):
-    command = [sys.executable, SCRIPT.parent / "reptile_tf" / "data" / "archive.py", "omniglot", root]
+    command = [sys.executable, SCRIPT.parent / "reptile_tf" / "data" / "fetch.py", "omniglot", root]
     done = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "curl is not installed; install it, or put the file at" in done.stderr

@@ -1,12 +1,12 @@
-"""Downloads, verifies and unpacks the data sets; fetch_data.sh runs this file, which needs nothing but Python and curl.
+"""Downloads and checks zip archives, and puts Omniglot in place; needs nothing but Python and curl, see fetch.py.
 
 Python starts curl, and not the shell, because the bytes then pass through the process that holds the lock: whenever and
-however that one is killed, nothing goes on writing to the partial file. See `bash fetch_data.sh --help`.
+however that one is killed, nothing goes on writing to the partial file.
 """
 
-import argparse
 import contextlib
 import fcntl
+import functools
 import hashlib
 import math
 import os
@@ -20,7 +20,10 @@ import sys
 import time
 import unicodedata
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
+
+_T = TypeVar("_T")
 
 OMNIGLOT_URL = "https://github.com/brendenlake/omniglot/raw/master/python"
 # The `content_digest` of each part's PNG files, because zips that were packed anew at a mirror differ in their bytes.
@@ -49,6 +52,22 @@ def content_digest(files: Iterable[tuple[str, bytes]]) -> str:
     return digest.hexdigest()
 
 
+def bounded(entries: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
+    """Returns `entries`; raises FetchError if they are too many or too large together."""
+    if len(entries) > _MAX_ENTRIES or sum(entry.file_size for entry in entries) > _MAX_BYTES:
+        raise FetchError("it would unpack to far more than it should")
+    return entries
+
+
+def check_kind(entry: zipfile.ZipInfo) -> None:
+    """Raises FetchError if `entry` is neither a file nor a folder, or packed otherwise than stored or deflated."""
+    kind = stat.S_IFMT(entry.external_attr >> 16)
+    if kind not in (0, stat.S_IFDIR if entry.is_dir() else stat.S_IFREG):
+        raise FetchError(f"entry {entry.filename!r} is neither a file nor a folder")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or entry.flag_bits & 1:
+        raise FetchError(f"entry {entry.filename!r} is encrypted or packed in an unusual way")
+
+
 def checked_members(archive: zipfile.ZipFile, part: str) -> list[zipfile.ZipInfo]:
     """Lists the PNG files below the folder `part`, sorted by path, after checking that all entries are harmless.
 
@@ -56,20 +75,13 @@ def checked_members(archive: zipfile.ZipFile, part: str) -> list[zipfile.ZipInfo
       FetchError: an entry is not a plain relative path below `part`, is neither a file nor a folder, is packed
         otherwise than stored or deflated, or clashes with another; or there are too many or too large ones.
     """
-    entries = archive.infolist()
-    if len(entries) > _MAX_ENTRIES or sum(entry.file_size for entry in entries) > _MAX_BYTES:
-        raise FetchError("it would unpack to far more than it should")
     files, folders = {}, set()
-    for entry in entries:
+    for entry in bounded(archive.infolist()):
         name = entry.filename
         steps = name.removesuffix("/").split("/")
         if any(step in ("", ".", "..") or re.search(r"[\\:\0-\x1f]", step) for step in steps) or steps[0] != part:
             raise FetchError(f"entry {name!r} does not lie below {part}/")
-        kind = stat.S_IFMT(entry.external_attr >> 16)
-        if kind not in (0, stat.S_IFDIR if name.endswith("/") else stat.S_IFREG):
-            raise FetchError(f"entry {name!r} is neither a file nor a folder")
-        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or entry.flag_bits & 1:
-            raise FetchError(f"entry {name!r} is encrypted or packed in an unusual way")
+        check_kind(entry)
         # Some file systems do not tell upper from lower case, or two spellings of an accent, apart.
         plain = [unicodedata.normalize("NFC", step).casefold() for step in steps]
         folders.update("/".join(plain[:i]) for i in range(1, len(plain) + name.endswith("/")))
@@ -82,22 +94,29 @@ def checked_members(archive: zipfile.ZipFile, part: str) -> list[zipfile.ZipInfo
     return sorted((entry for entry in files.values() if entry.filename.endswith(".png")), key=lambda e: e.filename)
 
 
-def verify(path: pathlib.Path, part: str, digest: str) -> None:
-    """Checks that the zip at `path` is harmless and holds just the PNG files that `digest` stands for.
-
-    Raises:
-      FetchError: it is not or does not.
-    """
+@contextlib.contextmanager
+def opened(path: pathlib.Path) -> Iterator[zipfile.ZipFile]:
+    """Opens the zip at `path`; raises FetchError if that or what is done with it shows that it is not sound."""
     try:
         with zipfile.ZipFile(path) as archive:
-            members = checked_members(archive, part)
-            found = content_digest((member.filename, archive.read(member)) for member in members)
+            yield archive
     except (FetchError, OSError):
         raise
     except Exception as error:  # zipfile lets many kinds of error out when the bytes are not those of a sound zip
         with open(path, "rb") as file:
             start = file.read(24)
         raise FetchError(f"it is not a sound zip file ({error}) and begins with {start!r}") from error
+
+
+def verify(path: pathlib.Path, part: str, digest: str) -> None:
+    """Checks that the zip at `path` is harmless and holds just the PNG files that `digest` stands for.
+
+    Raises:
+      FetchError: it is not or does not.
+    """
+    with opened(path) as archive:
+        members = checked_members(archive, part)
+        found = content_digest((member.filename, archive.read(member)) for member in members)
     if found != digest:
         raise FetchError(f"its {len(members)} images are not the published ones")
 
@@ -216,7 +235,8 @@ def fetch_omniglot(base: str, root: pathlib.Path, patience: float, parts: Mappin
             return
         archives = {part: downloads / f"{part}.zip" for part in parts}
         for part, path in archives.items():
-            _obtain(f"{base.rstrip('/')}/{part}.zip", path, part, parts[part], patience)
+            check = functools.partial(verify, part=part, digest=parts[part])
+            obtain(f"{base.rstrip('/')}/{part}.zip", path, check, patience)
         print(f"unpacking into {target}", flush=True)
         for part, path in archives.items():
             unpack(path, part, building)
@@ -225,16 +245,29 @@ def fetch_omniglot(base: str, root: pathlib.Path, patience: float, parts: Mappin
             path.unlink()
 
 
-def _obtain(url: str, path: pathlib.Path, part: str, digest: str, patience: float) -> None:
-    """Downloads the zip to `path` unless it is there, whole and right; raises FetchError if that cannot be had."""
+def obtain(url: str, path: pathlib.Path, check: Callable[[pathlib.Path], _T], patience: float) -> _T:
+    """Downloads the zip at `url` to `path` unless it is there, whole and right.
+
+    Args:
+      url: the address.
+      path: the file, which keeps what has come so far if this fails.
+      check: gets `path`, and raises FetchError if that is not the right file.
+      patience: seconds to wait for the next byte.
+
+    Returns:
+      What `check` returns.
+
+    Raises:
+      FetchError: it cannot be had.
+    """
     with contextlib.suppress(FetchError, FileNotFoundError):
-        return verify(path, part, digest)
+        return check(path)
     print(f"downloading {url}", flush=True)
     while True:
         begun = path.exists()
         download(url, path, patience)
         try:
-            return verify(path, part, digest)
+            return check(path)
         except FetchError as error:
             path.unlink()
             if not begun:  # what was begun may have been another server's file: once more from the start
@@ -246,46 +279,3 @@ def _obtain(url: str, path: pathlib.Path, part: str, digest: str, patience: floa
 def _digest_of_folder(folder: pathlib.Path, part: str) -> str:
     files = sorted((str(file.relative_to(folder)), file) for file in (folder / part).rglob("*.png"))
     return content_digest((name, file.read_bytes()) for name, file in files)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    parser = argparse.ArgumentParser(
-        prog="fetch_data.sh",
-        description="Downloads a data set, verifies it and puts it in place; run again, it goes on where it stopped.",
-        epilog="Environment: DATA_DIR, the default FOLDER (else data, beside this script); OMNIGLOT_URL, the address "
-        f"of the folder with Omniglot's zips (default {OMNIGLOT_URL}), also a mirror or file:///SOME/FOLDER; "
-        "FETCH_PATIENCE, seconds to wait for a server that sends nothing (60); PYTHON, the interpreter (python3).",
-    )
-    commands = parser.add_subparsers(dest="data_set", required=True, metavar="DATA_SET")
-    omniglot = commands.add_parser("omniglot", help="1,623 handwritten characters; 16 MB to download, 130 MB on disk")
-    repository = pathlib.Path(__file__).resolve().parents[2]
-    root = pathlib.Path(os.environ.get("DATA_DIR") or repository / "data")
-    omniglot.add_argument(
-        "folder", nargs="?", type=pathlib.Path, default=root, metavar="FOLDER", help="put it at FOLDER/omniglot"
-    )
-    options = parser.parse_args(arguments)
-    try:
-        patience = float(os.environ.get("FETCH_PATIENCE") or 60)
-        if not 1 <= patience < 1e6:
-            raise ValueError
-    except ValueError:
-        parser.error("FETCH_PATIENCE must be a number of seconds, 1 or more")
-
-    base = os.environ.get("OMNIGLOT_URL") or OMNIGLOT_URL
-    try:
-        fetch_omniglot(base, options.folder, patience)
-    except FetchError as error:
-        print(f"fetch_data.sh: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"fetch_data.sh: cannot put {base} into {options.folder}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("fetch_data.sh: interrupted; run this again to go on", file=sys.stderr)
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,7 +5,6 @@ share it, and nothing is read that no task asks for.
 """
 
 import collections
-import hashlib
 import json
 import os
 import pathlib
@@ -14,14 +13,11 @@ from typing import Any
 import numpy as np
 
 from reptile_tf import files
-from reptile_tf.data import cache, folder
+from reptile_tf.data import cache, folder, image_files
 from reptile_tf.data.image_classes import ImageClasses
+from reptile_tf.data.image_files import SETS
 from reptile_tf.errors import UserError
 from reptile_tf.progress import say
-
-SETS = ("train", "val", "test")
-# Of the paper's 59,981 images: sha256 of "SET/WNID COUNT LF" for each class, in order.
-_PAPERS = "67ac06ceec9d1c5ee9a8b7e0da8bd9ab6bd7cad1d03bb2c82fa2087ece576ff2"
 
 
 def load(data_dir: str | os.PathLike, size: int = 84, skip_bad_images: bool = False) -> ImageClasses:
@@ -59,9 +55,7 @@ def load(data_dir: str | os.PathLike, size: int = 84, skip_bad_images: bool = Fa
 
 def is_the_papers(classes: ImageClasses) -> bool:
     """Whether the classes, and how many images each has, are those of the paper's Mini-ImageNet."""
-    counted = sorted(zip(classes.names, classes.counts.tolist(), strict=True))
-    text = "".join(f"{name} {count}\n" for name, count in counted)
-    return hashlib.sha256(text.encode()).hexdigest() == _PAPERS
+    return image_files.is_the_papers(dict(zip(classes.names, classes.counts.tolist(), strict=True)))
 
 
 def _read_manifest(path: pathlib.Path, key: str) -> dict[str, Any] | None:

@@ -1,0 +1,75 @@
+"""The command line behind fetch_data.sh, which runs this file; it needs nothing but Python, and curl to download."""
+
+import argparse
+import os
+import pathlib
+import sys
+
+# As a plain file it must do without the package, whose imports need what may not be installed yet.
+if __package__:
+    from reptile_tf.data import archive, imagenet
+else:
+    import archive
+    import imagenet
+
+_EPILOG = f"""
+Environment:
+DATA_DIR, the default FOLDER (else data, beside this script);
+OMNIGLOT_URL, the address of the folder with Omniglot's zips (default {archive.OMNIGLOT_URL}), also a mirror or
+file:///SOME/FOLDER;
+METADATA_URL, the address of the zip with Mini-ImageNet's lists (default {imagenet.METADATA_URL}), also a mirror or
+file:///SOME/FILE.zip;
+FETCH_PATIENCE, seconds to wait for a server that sends nothing (60);
+PYTHON, the interpreter (python3).
+For miniimagenet, {imagenet.WAYS}.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="fetch_data.sh",
+        description="Gets a data set, verifies it and puts it in place; run again, it goes on where it stopped.",
+        epilog=_EPILOG,
+    )
+    commands = parser.add_subparsers(dest="data_set", required=True, metavar="DATA_SET")
+    repository = pathlib.Path(__file__).resolve().parents[2]
+    root = pathlib.Path(os.environ.get("DATA_DIR") or repository / "data")
+    for name, what in {
+        "omniglot": "1,623 handwritten characters; 16 MB to download, 130 MB on disk",
+        "miniimagenet": "100 classes of photos, from a copy of ImageNet or Mini-ImageNet that you have; 7 GB on disk",
+    }.items():
+        command = commands.add_parser(name, help=what, description=what, epilog=_EPILOG)
+        command.add_argument(
+            "folder", nargs="?", type=pathlib.Path, default=root, metavar="FOLDER", help=f"put it at FOLDER/{name}"
+        )
+    options = parser.parse_args(arguments)
+    try:
+        patience = float(os.environ.get("FETCH_PATIENCE") or 60)
+        if not 1 <= patience < 1e6:
+            raise ValueError
+    except ValueError:
+        parser.error("FETCH_PATIENCE must be a number of seconds, 1 or more")
+
+    what = "Mini-ImageNet"
+    try:
+        if options.data_set == "omniglot":
+            what = os.environ.get("OMNIGLOT_URL") or archive.OMNIGLOT_URL
+            archive.fetch_omniglot(what, options.folder, patience)
+        else:
+            imagenet.fetch_miniimagenet(os.environ, options.folder, patience)
+    except archive.FetchError as error:
+        print(f"fetch_data.sh: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"fetch_data.sh: cannot put {what} into {options.folder}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("fetch_data.sh: interrupted; run this again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # for paths in no known encoding, as stderr does
+    sys.exit(main())
