@@ -5,6 +5,7 @@ import sys
 
 from reptile_tf import flags
 from reptile_tf.errors import UserError
+from reptile_tf.settings import WITH_ONEDNN
 
 
 def main(argv: list[str], doc: str, benchmark: str) -> int:
@@ -24,6 +25,8 @@ def main(argv: list[str], doc: str, benchmark: str) -> int:
     except flags.FlagsError as error:
         print(f"{program}: {error} (see --help)", file=sys.stderr)
         return 2
+    if benchmark in WITH_ONEDNN:
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # start-up messages; what goes wrong is raised too
     try:
         from reptile_tf import run

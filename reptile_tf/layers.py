@@ -4,10 +4,7 @@ The subclasses add no weights and no settings: a model is built, saved and expor
 copy that the inner loop computes with holds these.
 """
 
-from collections.abc import Callable
-
 import keras
-import numpy as np
 import tensorflow as tf
 
 
@@ -28,35 +25,15 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         return outputs
 
 
-class PairwiseMaxPooling2D(keras.layers.MaxPooling2D):
-    """Max-pooling of 2x2 windows that do not overlap, with a gradient that XLA compiles.
+class UnbiasedConv2D(keras.layers.Conv2D):
+    """A convolution in front of a batch norm, which takes its bias off again: the bias is left out, and never moves.
 
-    TensorFlow's own gradient looks for the maxima again, one window at a time: 16.6 ms for 10 images of 84x84 with 32
-    channels on one core, where their convolution takes 7.5 ms.
+    Adding the bias and summing up its gradient, zero but for rounding, is a tenth of a step of Mini-ImageNet's network.
     """
 
     def call(self, inputs):
-        """Floatx [batch, height, width, channel] to half the height and width, rounded up."""
-        return _max_pool(inputs)
-
-
-@tf.custom_gradient
-def _max_pool(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-    pooled = tf.nn.max_pool2d(x, 2, 2, "SAME")
-    return pooled, lambda gradient: _max_pool_gradient(x, pooled, gradient)
-
-
-@tf.function(jit_compile=True)
-def _max_pool_gradient(x: tf.Tensor, pooled: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
-    """Each window's gradient goes to its maximum, and to the first of several: the same numbers as TensorFlow's own."""
-    (height, width, channels), (rows, columns) = x.shape[1:], pooled.shape[1:3]
-    x = tf.pad(x, [(0, 0), (0, 2 * rows - height), (0, 2 * columns - width), (0, 0)], constant_values=-np.inf)
-    windows = tf.reshape(x, [-1, rows, 2, columns, 2, channels])
-    place = tf.reshape([[0, 1], [2, 3]], [1, 1, 2, 1, 2, 1])
-    candidates = tf.where(windows == pooled[:, :, tf.newaxis, :, tf.newaxis], place, 4)
-    first = place == tf.reduce_min(candidates, axis=[2, 4], keepdims=True)
-    spread = tf.where(first, gradient[:, :, tf.newaxis, :, tf.newaxis], tf.zeros([], x.dtype))
-    return tf.reshape(spread, [-1, 2 * rows, 2 * columns, channels])[:, :height, :width]
+        """Floatx [batch, height, width, channel] to [batch, height', width', filter]."""
+        return self.convolution_op(inputs, self.kernel)
 
 
 class MatmulConv2D(keras.layers.Conv2D):
@@ -142,15 +119,15 @@ def _fits_matmul(layer: keras.Layer) -> bool:
     )
 
 
-def _fits_pairwise(layer: keras.Layer) -> bool:
+def _fits_unbiased(layer: keras.Layer) -> bool:
+    followers = [node.operation for node in layer._outbound_nodes]
     return (
-        type(layer) is keras.layers.MaxPooling2D
-        and layer.data_format == "channels_last"
-        and (tuple(layer.pool_size), tuple(layer.strides)) == ((2, 2), (2, 2))
-        and None not in layer.input.shape[1:3]
-        and (layer.padding == "same" or not any(size % 2 for size in layer.input.shape[1:3]))
+        type(layer) is keras.layers.Conv2D
+        and layer.activation is keras.activations.linear
+        and bool(followers)
+        and all(isinstance(follower, keras.layers.BatchNormalization) for follower in followers)
     )
 
 
 _STACKED = {MatmulConv2D: _fits_matmul}
-_BRANCHES = {FusedBatchNormalization: _fits_fused, PairwiseMaxPooling2D: _fits_pairwise}
+_BRANCHES = {FusedBatchNormalization: _fits_fused, UnbiasedConv2D: _fits_unbiased}

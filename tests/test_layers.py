@@ -42,21 +42,30 @@ def test_fused_batch_norm_has_the_stock_outputs_and_gradients():
         np.testing.assert_allclose(ours, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max() / 100)
 
 
-@pytest.mark.parametrize("shape", [(3, 6, 6, 4), (2, 7, 5, 3)])
-def test_pairwise_pooling_has_the_stock_outputs_and_gradients(shape):
-    """Equal to the bit, also where several pixels of a window are the largest: the first of them gets the gradient."""
-    rng = np.random.default_rng(0)
-    x = tf.constant(rng.integers(-1, 2, shape), tf.float32)
-    stock = keras.layers.MaxPooling2D(2, strides=2, padding="same")
+def test_a_bias_in_front_of_a_batch_norm_is_left_out_without_a_change(float64):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.layers.Input((6, 6, 2)),
+            keras.layers.Conv2D(4, 3, name="first"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Conv2D(3, 3, name="last"),
+        ]
+    )
+    copy = layers.inner_loop_copy(model, stacked=False)
+    assert [type(copy.get_layer(name)) for name in ("first", "last")] == [layers.UnbiasedConv2D, keras.layers.Conv2D]
+    copy.set_weights([np.random.default_rng(i).normal(size=w.shape) for i, w in enumerate(copy.get_weights())])
+    model.set_weights(copy.get_weights())
+    x = np.random.default_rng(0).normal(size=(5, 6, 6, 2))
     results = []
-    for layer in (stock, layers.PairwiseMaxPooling2D.from_config(stock.get_config())):
+    for one in (model, copy):
         with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = layer(x)
-            loss = tf.reduce_sum(y * np.arange(1, tf.size(y) + 1, dtype=np.float32).reshape(y.shape))
-        results.append((y.numpy(), tape.gradient(loss, x).numpy()))
+            y = one(x, training=True)
+            loss = tf.reduce_sum(y**3)
+        weights = [variable.value for variable in one.trainable_variables]
+        results.append([y, *tape.gradient(loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)])
     for expected, ours in zip(*results, strict=True):
-        np.testing.assert_array_equal(ours, expected)
+        np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("stacked", [False, True])
@@ -75,10 +84,8 @@ def test_what_does_not_fit_stays_as_it_is():
         [
             keras.layers.Input((8, 8, 4)),
             keras.layers.Conv2D(4, 3, groups=2),
-            keras.layers.Conv2D(4, 3, dilation_rate=2),
+            keras.layers.Conv2D(4, 3, dilation_rate=2, activation="relu"),
             keras.layers.BatchNormalization(scale=False),
-            keras.layers.MaxPooling2D(2, strides=1),
-            keras.layers.MaxPooling2D(2),  # of 3x3: leaves a row and a column out
         ]
     )
     for stacked in (False, True):

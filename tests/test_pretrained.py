@@ -1,0 +1,74 @@
+"""The weights that come with the package, and the notebook that shows them."""
+
+import os
+import pathlib
+import re
+
+import nbclient
+import nbformat
+import pytest
+
+import reptile_tf
+from reptile_tf import data
+from reptile_tf.settings import PRESETS, Settings
+
+ROOT = pathlib.Path(__file__).parent.parent
+WEIGHTS = ROOT / "pretrained" / "omniglot-5way"
+
+
+@pytest.fixture(scope="module")
+def notebook():
+    """The notebook, run from top to bottom: real Omniglot if OMNIGLOT_DIR names it, else glyphs."""
+    made = nbformat.read(ROOT / "examples" / "few_shot.ipynb", as_version=4)
+    nbclient.NotebookClient(made, timeout=600, resources={"metadata": {"path": str(ROOT / "examples")}}).execute()
+    return made
+
+
+def outputs(notebook):
+    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+def printed(notebook):
+    return "".join(output.text for output in outputs(notebook) if output.get("name") == "stdout")
+
+
+def pictures(notebook):
+    return [output for output in outputs(notebook) if "image/png" in output.get("data", {})]
+
+
+def test_the_weights_are_of_the_papers_setting_and_the_card_says_how_far():
+    folder = reptile_tf.RunFolder(WEIGHTS)
+    assert f"{folder.load().iteration:,} of the paper's 100,000 meta-iterations" in (WEIGHTS / "README.md").read_text()
+    paper = Settings(**PRESETS["omniglot"]["omniglot-1shot-5way"]).determining_weights()
+    assert folder.config()["settings"] == paper
+    assert {name: len(names) for name, names in folder.config()["split"].items()} == {"train": 1200, "test": 423}
+
+
+def test_the_weights_classify_shapes_of_another_alphabet():
+    """On glyphs, which they never saw, one drawing each."""
+    settings = Settings(eval_samples=50, shots=1, transductive=True, seed=3)
+    accuracy = reptile_tf.meta_test(reptile_tf.load(WEIGHTS), data.glyphs.load(), settings)
+    assert accuracy.accuracy - accuracy.ci95 > 0.8
+
+
+def test_the_notebook_adapts_and_shows_that_meta_training_pays(notebook):
+    text = printed(notebook)
+    source = f"Omniglot: {423} test" if "OMNIGLOT_DIR" in os.environ else "built-in shapes instead"
+    assert source in text or (ROOT / "data" / "omniglot").is_dir()
+    assert re.search(r"right: [345] of 5", text)
+    curves = {
+        name: [float(a) for a in re.findall(r"([\d.]+)% after", line)]
+        for name, line in re.findall(r"(meta-trained|random weights).*?: (.*)", text)
+    }
+    assert max(curves["meta-trained"][0], curves["random weights"][0]) < 40
+    assert curves["meta-trained"][-1] > curves["random weights"][-1] + 10
+
+
+def test_the_notebook_shows_pictures(notebook):
+    assert len(pictures(notebook)) == 3
+
+
+def test_the_committed_notebook_has_its_outputs():
+    stored = nbformat.read(ROOT / "examples" / "few_shot.ipynb", as_version=4)
+    assert "Omniglot: 423 test characters" in printed(stored)
+    assert len(pictures(stored)) == 3
