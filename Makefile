@@ -27,7 +27,7 @@ train: $(VENV)/installed
 	$(BIN)/python run_omniglot.py $(QUICK) --source $$source --checkpoint checkpoints/quick-start-$$source
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reptile_tf import cli
+from reptile_tf import cli, device
 from reptile_tf.data import folder, miniimagenet
 from reptile_tf.errors import UserError
 
@@ -161,14 +161,20 @@ def test_a_missing_folder_is_named(tmp_path, photographs, missing, message):
         miniimagenet.load(photographs if missing else tmp_path / "nowhere")
 
 
-def run(capsys, tmp_path, photographs, *arguments):
-    """The run script in this process: exit code, output, errors."""
-    flags = [*TINY, f"--checkpoint={tmp_path / 'run'}", f"--data-dir={photographs}", *arguments]
-    code = cli.main(["run_miniimagenet.py", *flags], "What it does.", "miniimagenet")
-    return code, *capsys.readouterr()
+@pytest.fixture
+def run(capsys, tmp_path, photographs, monkeypatch):
+    """The run script in this process, with the threads that it has: exit code, output, errors."""
+    monkeypatch.setattr(device, "configure", lambda *_: (False, "device: as the tests have it"))
+
+    def call(*arguments):
+        flags = [*TINY, f"--checkpoint={tmp_path / 'run'}", f"--data-dir={photographs}", *arguments]
+        code = cli.main(["run_miniimagenet.py", *flags], "What it does.", "miniimagenet")
+        return code, *capsys.readouterr()
+
+    return call
 
 
-def test_a_run_trains_looks_at_validation_classes_and_evaluates_all_three(capsys, tmp_path, photographs, monkeypatch):
+def test_a_run_trains_looks_at_validation_classes_and_evaluates_all_three(run, tmp_path, photographs, monkeypatch):
     from reptile_tf import run as runner
     from reptile_tf import train
 
@@ -179,7 +185,7 @@ def test_a_run_trains_looks_at_validation_classes_and_evaluates_all_three(capsys
         "meta_train",
         lambda *a, held_out, **k: looked_at.append(held_out) or original(*a, held_out=held_out, **k),
     )
-    code, said, _ = run(capsys, tmp_path, photographs)
+    code, said, _ = run()
     assert code == 0
     assert [set(classes.names) for classes in looked_at] == [{f"val/n{i}" for i in range(4)}]
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -187,23 +193,23 @@ def test_a_run_trains_looks_at_validation_classes_and_evaluates_all_three(capsys
     # Never under the name of Mini-ImageNet, which these photographs are not.
     assert results["task"] == f"photographs of {photographs}, 1-shot 3-way"
     assert f"photographs of {photographs}: 13 classes, 67 images" in said
-    code, said, _ = run(capsys, tmp_path, photographs, "--pretrained", "--transductive")
+    code, said, _ = run("--pretrained", "--transductive")
     assert code == 0
     assert "trained for 6 meta-iterations" in said
     assert "val" in json.loads((tmp_path / "run" / "evaluation-1shot-transductive.json").read_text())
 
 
-def test_a_bad_photograph_stops_a_run_with_one_line(capsys, tmp_path, photographs):
+def test_a_bad_photograph_stops_a_run_with_one_line(run, tmp_path, photographs):
     (photographs / "val" / "n1" / "2.JPEG").write_bytes(b"\xff\xd8\xff")
-    code, _, error = run(capsys, tmp_path, photographs)
+    code, _, error = run()
     assert code == 1
     assert error.count("\n") == 1
     assert "val/n1/2.JPEG" in error
     assert not (tmp_path / "run").exists()
-    assert run(capsys, tmp_path, photographs, "--skip-bad-images")[0] == 0
+    assert run("--skip-bad-images")[0] == 0
 
 
-def test_omniglots_flags_are_unknown_here(capsys, tmp_path, photographs):
-    code, _, error = run(capsys, tmp_path, photographs, "--source=glyphs")
+def test_omniglots_flags_are_unknown_here(run):
+    code, _, error = run("--source=glyphs")
     assert code == 2
     assert "source" in error
