@@ -1,5 +1,6 @@
 # make train   sets up a virtual environment, gets Omniglot (or uses built-in glyphs) and trains for a few minutes
 # make test    sets up the same environment and runs the tests
+# make demo    builds the browser demo and serves it on this machine (PORT=8000); needs Node.js only
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +13,7 @@ QUIETLY := --quiet --quiet --disable-pip-version-check
 # For what builds packages, too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: train test lint bench clean
+.PHONY: train test lint bench demo clean
 
 $(VENV)/installed: setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=…")'
@@ -37,5 +38,13 @@ bench: $(VENV)/installed
 	$(BIN)/python -m pip install $(QUIETLY) -e '.[bench]'
 	$(BIN)/python benchmarks/speed.py $(BENCH)
 
+demo/node_modules/.package-lock.json: demo/package.json demo/package-lock.json
+	@command -v npm > /dev/null || { echo "make demo needs Node.js 20 or newer, with npm: https://nodejs.org"; exit 1; }
+	cd demo && npm ci --no-audit --no-fund --loglevel=error
+	touch $@
+
+demo: demo/node_modules/.package-lock.json
+	@cd demo && npm run --silent build && node serve.js $(PORT)
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) demo/node_modules demo/dist

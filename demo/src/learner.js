@@ -1,0 +1,156 @@
+/**
+ * A network with its inner optimizer: the same computation in the browser as in Python.
+ *
+ * - Batch norm always uses the statistics of the batch at hand (`training: true`), never its moving averages.
+ * - The loss is the sum of the cross-entropies, not their mean.
+ * - Adam is Keras's: epsilon is added to √v before the bias correction, not after it as in TensorFlow.js. beta_1 is 0, and
+ *   the second moments start as they were trained.
+ */
+
+import { io, logSoftmax, mul, neg, oneHot, softmax, sum, tensor, tidy, variableGrads } from '@tensorflow/tfjs-core';
+import { loadLayersModel } from '@tensorflow/tfjs-layers';
+
+import { imageShape } from './artifact.js';
+
+export class Learner {
+  /**
+   * @param artifact what `readArtifact` gives.
+   * @param ways classes to tell apart.
+   * @param trained start from the meta-trained weights and moments, or from random weights and a fresh optimizer.
+   */
+  static async create(artifact, ways = artifact.ways, trained = true) {
+    const topology = structuredClone(artifact.topology);
+    topology.model_config.config.layers.at(-1).config.units = ways;
+    const weights = artifact.weights.map((weight) => forWays(weight, artifact, ways));
+    const initial = trained ? { weightSpecs: weights.map(specOf), weightData: joined(weights) } : {};
+    const model = await loadLayersModel(io.fromMemory({ modelTopology: topology, ...initial }));
+    return new Learner(artifact, ways, trained, model);
+  }
+
+  constructor(artifact, ways, trained, model) {
+    this.ways = ways;
+    this.imageShape = imageShape(artifact);
+    this.model = model;
+    this.variables = model.trainableWeights.map((weight) => weight.val);
+    this.names = model.trainableWeights.map((weight) => weight.originalName);
+    this.optimizer = artifact.optimizer;
+    this.weightDecay = artifact.weightDecay;
+    this.weights = this.variables.map((variable) => variable.dataSync().slice());
+    this.moments = this.weights.map((values) => new Float32Array(values.length));
+    this.count = 0;
+    if (trained && this.optimizer.name === 'adam') {
+      const byName = new Map(artifact.moments.map((moment) => [moment.name, forWays(moment, artifact, ways)]));
+      this.moments = this.names.map((name) => byName.get(name).values.slice());
+      this.count = this.optimizer.step;
+    }
+  }
+
+  /** Weights, moments and step count, to come back to; nothing changes them later. */
+  get state() {
+    return { weights: this.weights, moments: this.moments, count: this.count };
+  }
+
+  set state({ weights, moments, count }) {
+    this.weights = weights;
+    this.moments = moments;
+    this.count = count;
+    tidy(() => this.variables.forEach((variable, i) => variable.assign(tensor(weights[i], variable.shape))));
+  }
+
+  /** One inner step on one image of each class, the i-th of class i, all in one batch. */
+  step(images) {
+    if (this.weightDecay !== 1) {
+      this.state = { ...this.state, weights: this.weights.map((values) => values.map((w) => w * this.weightDecay)) };
+    }
+    const gradients = tidy(() => {
+      const labels = oneHot(
+        images.map((_, i) => i),
+        this.ways,
+      );
+      const loss = () => neg(sum(mul(labels, logSoftmax(this.apply(images)))));
+      const { grads } = variableGrads(loss, this.variables);
+      return this.variables.map((variable) => grads[variable.name].dataSync());
+    });
+    this.state = this.optimizer.name === 'adam' ? this.adam(gradients) : this.sgd(gradients);
+  }
+
+  adam(gradients) {
+    const { learning_rate: learningRate, beta_2: beta2, epsilon } = this.optimizer;
+    const count = this.count + 1;
+    const rate = learningRate * Math.sqrt(1 - beta2 ** count);
+    const moments = this.moments.map((v, i) => v.map((old, j) => old + (gradients[i][j] ** 2 - old) * (1 - beta2)));
+    const weights = this.weights.map((w, i) =>
+      w.map((old, j) => old - (rate * gradients[i][j]) / (Math.sqrt(moments[i][j]) + epsilon)),
+    );
+    return { weights, moments, count };
+  }
+
+  sgd(gradients) {
+    const rate = this.optimizer.learning_rate;
+    const weights = this.weights.map((w, i) => w.map((old, j) => old - rate * gradients[i][j]));
+    return { weights, moments: this.moments, count: this.count + 1 };
+  }
+
+  /** The logits of a batch of images, an array for each image. */
+  logits(images) {
+    return tidy(() => this.apply(images).arraySync());
+  }
+
+  /** The probability of each class for `query`, classified in one batch with the images of the classes. */
+  classify(images, query) {
+    return tidy(() =>
+      softmax(this.apply([...images, query]))
+        .arraySync()
+        .at(-1),
+    );
+  }
+
+  apply(images) {
+    const [height, width, channels] = this.imageShape;
+    const batch = new Float32Array(images.length * height * width * channels);
+    images.forEach((image, i) => batch.set(image, i * height * width * channels));
+    return this.model.apply(tensor(batch, [images.length, ...this.imageShape]), { training: true });
+  }
+
+  dispose() {
+    this.model.dispose();
+  }
+}
+
+/**
+ * A weight, or the moments of one, for another number of classes than was trained: the last layer gets as many columns.
+ *
+ * In training, a task's classes are numbered at random, so any trained column serves any class, and fewer classes take
+ * the first ones. A further column takes each number from some trained column, the same for weights and moments. It has to
+ * differ from the others: from equal columns (the mean of the trained ones, say) the network's other layers get no gradient
+ * at first, and after ten steps the probabilities are still nearly equal.
+ */
+function forWays({ name, shape, values }, artifact, ways) {
+  const head = artifact.topology.model_config.config.layers.at(-1).config.name;
+  const trained = artifact.ways;
+  if (ways === trained || !name.startsWith(`${head}/`)) return { name, shape, values };
+  const widened = Float32Array.from({ length: (values.length / trained) * ways }, (_, i) => {
+    const [row, column] = [Math.floor(i / ways), i % ways];
+    return values[row * trained + (column < trained ? column : scattered(row, column) % trained)];
+  });
+  return { name, shape: [...shape.slice(0, -1), ways], values: widened };
+}
+
+/** An integer from 0 to 65535 that looks random, the same every time. */
+function scattered(row, column) {
+  return Math.imul(row * 31 + column * 17 + 7, 2654435761) >>> 16;
+}
+
+function specOf({ name, shape }) {
+  return { name, shape, dtype: 'float32' };
+}
+
+function joined(arrays) {
+  const all = new Float32Array(arrays.reduce((length, { values }) => length + values.length, 0));
+  let offset = 0;
+  for (const { values } of arrays) {
+    all.set(values, offset);
+    offset += values.length;
+  }
+  return all.buffer;
+}

@@ -1,0 +1,277 @@
+"""Export of a trained learner for TensorFlow.js, which can adapt it to new tasks in a browser.
+
+  python -m reptile_tf.tfjs --checkpoint model_checkpoint --out demo/model
+
+writes model.json and weights.bin, a LayersModel for `tf.loadLayersModel`; learner.json and moments.bin, the inner
+optimizer with its step count and second moments; reference.json and reference.bin, ten inner steps as Keras takes
+them, by which any host can check itself. In every pair the .json lists name, shape and dtype of each array in the .bin,
+in the order in which they lie there, as TensorFlow.js does (`tf.io.decodeWeights`).
+
+The tensorflowjs package is no help here: it does not install beside TensorFlow 2.21, and what it writes of a Keras 3
+model TensorFlow.js does not load.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from reptile_tf import files
+from reptile_tf.errors import UserError
+
+if TYPE_CHECKING:
+    import keras
+
+    from reptile_tf.meta import MetaLearner
+
+REFERENCE_STEPS = 10
+
+# What TensorFlow.js is told of each kind of layer. Everything else that shapes its outputs must be as Keras has it by
+# default, and what does not shape them is left out.
+_EXPORTED = {
+    "Conv2D": ("filters", "kernel_size", "strides", "padding", "use_bias", "activation"),
+    "BatchNormalization": ("epsilon",),
+    "ReLU": (),
+    "MaxPooling2D": ("pool_size", "strides", "padding"),
+    "Flatten": (),
+    "Dense": ("units", "use_bias", "activation"),
+}
+_SHAPES_NO_OUTPUT = ("name", "trainable", "dtype", "momentum", "registered_name", "synchronized")
+_ACTIVATIONS = ("linear", "relu", "tanh", "sigmoid", "elu", "selu", "softplus", "softsign")
+
+
+def export(learner: "MetaLearner", out: str | os.PathLike, inner_steps: int = 10) -> None:
+    """Writes a learner's six files; all of them are written before the first takes its place.
+
+    Args:
+      learner: its model is a chain of stock layers from image to logits, its inner optimizer the paper's Adam, or SGD.
+      out: the folder, made if it does not exist.
+      inner_steps: inner steps on a new task, for the host's information.
+
+    Raises:
+      UserError: a layer or optimizer that TensorFlow.js would compute differently; a folder that cannot be written to.
+    """
+    model, kept = _without_idle_biases(learner.model)
+    weights = [value for value, keep in zip(learner.network.unflatten(learner.phi), kept, strict=True) if keep]
+    for variable, value in zip(model.trainable_variables, weights, strict=True):
+        variable.assign(value)
+    optimizer, moments = _optimizer_of(learner, kept)
+    names = [_name(variable) for variable in model.trainable_variables]
+
+    contents: dict[str, bytes] = {}
+    variables = {_name(variable): variable.numpy() for variable in model.variables}
+    manifest = [{"paths": ["weights.bin"], "weights": _pack(contents, "weights.bin", variables)}]
+    network = {"class_name": "Sequential", "config": {"name": model.name, "layers": _layers(model)}}
+    contents["model.json"] = _json(
+        {
+            "format": "layers-model",
+            "generatedBy": "reptile_tf",
+            "convertedBy": None,
+            "modelTopology": {"keras_version": "2.0", "backend": "tensorflow", "model_config": network},
+            "weightsManifest": manifest,
+        }
+    )
+    way = model.output_shape[-1]
+    contents["learner.json"] = _json(
+        {
+            "ways": way,
+            "filters": model.layers[0].filters,
+            "inner_steps": inner_steps,
+            "batch_size": way,  # one drawing of each class, all of them in every step
+            "scale": learner.network.scale,
+            "weight_decay": learner.weight_decay,
+            "optimizer": optimizer,
+            "moments": _pack(contents, "moments.bin", dict(zip(names, moments, strict=True)) if moments else {}),
+        }
+    )
+    reference = _reference(model, learner, moments)
+    contents["reference.json"] = _json(
+        {"steps": REFERENCE_STEPS, "arrays": _pack(contents, "reference.bin", reference)}
+    )
+    _write(pathlib.Path(out), contents)
+
+
+def _without_idle_biases(model: "keras.Model") -> tuple["keras.Model", list[bool]]:
+    """A copy of a model whose convolutions have no bias where a batch norm follows, which takes any constant off again.
+
+    Such a bias has a gradient of zero but for rounding, which differs from host to host; Adam would make drift of it.
+
+    Returns:
+      The copy, its weights still unset, and for each trainable weight of `model` whether the copy has it.
+    """
+    import keras
+
+    if not isinstance(model, keras.Sequential):
+        raise UserError("only a keras.Sequential model exports: a chain of layers")
+    idle = [
+        type(layer).__name__ == "Conv2D" and type(after).__name__ == "BatchNormalization" and _linear(layer)
+        for layer, after in zip(model.layers, [*model.layers[1:], None], strict=True)
+    ]
+    copy = keras.Sequential([keras.layers.Input(model.input_shape[1:])], name=model.name)
+    for layer, unbiased in zip(model.layers, idle, strict=True):
+        copy.add(type(layer).from_config(layer.get_config() | ({"use_bias": False} if unbiased else {})))
+    kept = [
+        not (unbiased and variable is getattr(layer, "bias", None))
+        for layer, unbiased in zip(model.layers, idle, strict=True)
+        for variable in layer.trainable_variables
+    ]
+    return copy, kept
+
+
+def _linear(layer: "keras.Layer") -> bool:
+    return layer.get_config()["activation"] == "linear"
+
+
+def _name(variable: "keras.Variable") -> str:
+    """TensorFlow.js's name of a weight: LAYER/kernel and the like."""
+    return "/".join(variable.path.split("/")[-2:])
+
+
+def _layers(model: "keras.Sequential") -> list[dict[str, Any]]:
+    """The model's layers as TensorFlow.js reads them."""
+    configs = []
+    for layer in model.layers:
+        kind, config = type(layer).__name__, layer.get_config()
+        _check_layer(kind, config)
+        told = {"name": layer.name} | {key: config[key] for key in _EXPORTED[kind]}
+        if kind in ("Conv2D", "Dense"):  # its own default is another distribution
+            told["kernel_initializer"] = {"class_name": "GlorotUniform", "config": {"seed": None}}
+        configs.append({"class_name": kind, "config": told})
+    configs[0]["config"] |= {"batch_input_shape": list(model.input_shape), "dtype": "float32"}
+    return configs
+
+
+def _check_layer(kind: str, config: dict[str, Any]) -> None:
+    """Raises UserError unless what TensorFlow.js is told of a layer is all that shapes its outputs."""
+    import keras
+
+    if kind not in _EXPORTED:
+        raise UserError(f"layer {config['name']} is a {kind}, which does not export; these do: {', '.join(_EXPORTED)}")
+    if config.get("activation", "linear") not in _ACTIVATIONS:
+        raise UserError(
+            f"layer {config['name']}: activation {config['activation']!r} does not export; "
+            f"use one of {', '.join(_ACTIVATIONS)}"
+        )
+    required = {"Conv2D": {"filters": 1, "kernel_size": 1}, "Dense": {"units": 1}}.get(kind, {})
+    stock = getattr(keras.layers, kind)(**required).get_config()
+    for key, value in config.items():
+        left_out = key not in _EXPORTED[kind] and key not in _SHAPES_NO_OUTPUT
+        is_of_training = key.endswith(("_initializer", "_regularizer", "_constraint"))
+        if left_out and not is_of_training and value != stock.get(key, value):
+            raise UserError(f"layer {config['name']}: {key}={value!r} does not export; only {stock[key]!r} does")
+
+
+def _optimizer_of(learner: "MetaLearner", kept: list[bool]) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """The inner optimizer's settings and, for Adam, its second moments in the order of the exported weights."""
+    kind, config = type(learner.inner_optimizer).__name__.lower(), learner.inner_optimizer.get_config()
+    # Without the digits that float32 adds: 0.001, not 0.0010000000474974513.
+    settings = {"name": kind, "learning_rate": float(str(np.float32(config["learning_rate"])))}
+    if kind == "sgd" and not config["momentum"]:
+        return settings, []
+    if kind != "adam" or config["beta_1"] or config["amsgrad"] or config["weight_decay"]:
+        raise UserError("the inner optimizer does not export: only plain SGD and Adam with beta_1 = 0 do")
+    # With beta_1 = 0 the first moment is the gradient at hand, so there is none to ship.
+    iterations, _, second = learner.inner_state
+    moments = [m.numpy() for m, keep in zip(learner.network.unflatten(second), kept, strict=True) if keep]
+    settings |= {"beta_2": config["beta_2"], "epsilon": config["epsilon"], "step": int(iterations)}
+    return settings, moments
+
+
+def _reference(model: "keras.Model", learner: "MetaLearner", moments: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Ten inner steps on scribbles, one a class, by stock Keras: what goes in and what must come out."""
+    import tensorflow as tf
+
+    from reptile_tf.inner_loop import cross_entropy
+
+    optimizer = type(learner.inner_optimizer).from_config(learner.inner_optimizer.get_config())
+    optimizer.build(model.trainable_variables)
+    if moments:
+        optimizer.iterations.assign(learner.inner_state[0])
+        for slot, value in zip(optimizer._velocities, moments, strict=True):
+            slot.assign(value)
+
+    way = model.output_shape[-1]
+    support, query = np.split(_scribbles(way + 1, model.input_shape[1:]), [way])
+    batch = np.concatenate([support, query])
+    arrays = {"support": support, "query": query, "logits_before": model(batch, training=True).numpy()}
+    for _ in range(REFERENCE_STEPS):
+        for variable in model.trainable_variables if learner.weight_decay != 1 else ():
+            variable.assign(variable * learner.weight_decay)
+        with tf.GradientTape() as tape:
+            loss = cross_entropy(tf.range(way), model(support, training=True))
+        optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+    arrays["logits_after"] = model(batch, training=True).numpy()
+    return arrays | {f"after/{_name(variable)}": variable.numpy() for variable in model.trainable_variables}
+
+
+def _scribbles(count: int, shape: Sequence[int]) -> np.ndarray:
+    """Images of random lines, 0 on 1, the same every time: float32 [count, *shape]. Noise is nothing like a drawing."""
+    height, width, channels = shape
+    rng = np.random.default_rng(0)
+    images = []
+    for _ in range(count):
+        image = Image.new("L", (width, height), 255)
+        points = rng.uniform(0.15, 0.85, [6, 2]) * [width, height]
+        ImageDraw.Draw(image).line([tuple(point) for point in points], 0, max(1, width // 20))
+        images.append(np.repeat(np.asarray(image)[..., np.newaxis] / 255, channels, -1))
+    return np.stack(images).astype(np.float32)
+
+
+def _pack(contents: dict[str, bytes], file: str, arrays: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Adds little-endian float32 `arrays` to `contents` as one file; returns their names and shapes."""
+    contents[file] = b"".join(np.ascontiguousarray(array, "<f4").tobytes() for array in arrays.values())
+    return [{"name": name, "shape": list(array.shape), "dtype": "float32"} for name, array in arrays.items()]
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value) + "\n").encode()
+
+
+def _write(out: pathlib.Path, contents: dict[str, bytes]) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot use {out} as --out: {error.strerror}") from error
+    with contextlib.ExitStack() as stack:
+        for name, content in contents.items():
+            stack.enter_context(files.replacing(out / name)).write_bytes(content)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 0, 1 after a user's mistake, 2 (by SystemExit) after a bad flag."""
+    parser = argparse.ArgumentParser(
+        prog="python -m reptile_tf.tfjs",
+        description="Export a trained run for TensorFlow.js.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--checkpoint", required=True, help="folder of a run, as the run scripts leave it")
+    parser.add_argument("--out", required=True, help="folder to write the model to")
+    parser.add_argument("--inner-steps", type=_steps, default=10, help="inner steps on a new task (default: 10)")
+    arguments = parser.parse_args(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        from reptile_tf import run
+
+        export(run.load(arguments.checkpoint), arguments.out, arguments.inner_steps)
+    except UserError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    print(f"the model is in {arguments.out}")
+    return 0
+
+
+def _steps(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of steps, 0 or more")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
