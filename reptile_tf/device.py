@@ -34,6 +34,6 @@ def configure(mode: str, tasks_side_by_side: int) -> tuple[bool, str]:
         name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "of unknown make")
         device = f"GPU, {name}" + (f", the first of {len(gpus)}" if len(gpus) > 1 else "")
     how = "stacked in one XLA program" if stacked else "branches of one graph"
-    onednn = {"0": "off", "1": "on"}.get(os.environ.get("TF_ENABLE_ONEDNN_OPTS", ""), "TensorFlow's choice")
+    onednn = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "TensorFlow's choice")
     threads = f"threads: {cores()} between ops, {within} within an op"
-    return stacked, f"device: {device}; mode: {how}; {threads}; oneDNN: {onednn}"
+    return stacked, f"device: {device}; mode: {how}; {threads}; TF_ENABLE_ONEDNN_OPTS: {onednn}"

@@ -119,7 +119,8 @@ def _fits_matmul(layer: keras.Layer) -> bool:
     )
 
 
-def _fits_unbiased(layer: keras.Layer) -> bool:
+def has_idle_bias(layer: keras.Layer) -> bool:
+    """Whether a layer is a convolution whose bias a batch norm takes off again, wherever its output goes."""
     followers = [node.operation for node in layer._outbound_nodes]
     return (
         type(layer) is keras.layers.Conv2D
@@ -130,4 +131,4 @@ def _fits_unbiased(layer: keras.Layer) -> bool:
 
 
 _STACKED = {MatmulConv2D: _fits_matmul}
-_BRANCHES = {FusedBatchNormalization: _fits_fused, UnbiasedConv2D: _fits_unbiased}
+_BRANCHES = {FusedBatchNormalization: _fits_fused, UnbiasedConv2D: has_idle_bias}

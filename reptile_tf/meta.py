@@ -11,6 +11,7 @@ The last line is a step of plain SGD with learning rate eps, so any stock Keras 
 algorithms differ only in what stands for phi - W.
 """
 
+import functools
 from collections.abc import Callable
 
 import keras
@@ -84,6 +85,7 @@ class MetaLearner:
         self.weight_decay = weight_decay
         self._meta_gradient = meta_gradient
         self._in_turn = in_turn
+        self._stacked = stacked
         self._inner = InnerLoop(self.network, inner_optimizer, 1 if in_turn else meta_batch, weight_decay)
         self.inner_state = [tf.Variable(value) for value in self._inner.initial_state()]
         self._outer = type(outer_optimizer).from_config(outer_optimizer.get_config())
@@ -91,8 +93,6 @@ class MetaLearner:
             raise ValueError("the outer optimizer's learning rate is the meta-step of each step: give it no schedule")
         self._outer.build([self.phi])
         self._compiled_step = tf.function(self._step, jit_compile=stacked)
-        self._adapting = InnerLoop(self.network, inner_optimizer, 1, weight_decay)
-        self._compiled_adapt = tf.function(self._adapt, jit_compile=stacked)
 
     def step(self, tasks: Tasks, meta_step: float) -> float:
         """One meta-iteration, one compiled call.
@@ -151,17 +151,20 @@ class MetaLearner:
         """
         dealt = deal_minibatches(len(x), batch, steps, False, generator(seed, EVALUATION, 0, 0))
         task = Tasks(*(np.asarray(part)[np.newaxis] for part in (x, y, dealt)))
-        weights = self._compiled_adapt(task)
+        weights = self._compiled_adapt(task)[0]
         adapted = keras.models.clone_model(self.model)
         for variable, value in zip(adapted.trainable_variables, self.network.unflatten(weights), strict=True):
             variable.assign(value)
         return adapted
 
-    def _adapt(self, task: Tasks) -> tf.Tensor:
-        def adapt(lane, share):
-            return lane.adapt(share, share.minibatches)
+    @functools.cached_property
+    def _compiled_adapt(self) -> Callable[[Tasks], tf.Tensor]:
+        inner = InnerLoop(self.network, self.inner_optimizer, 1, self.weight_decay)
 
-        return self._adapting.map(adapt, task, self.phi, self.inner_state)[0]
+        def adapt(task):
+            return inner.map(lambda lane, share: lane.adapt(share, share.minibatches), task, self.phi, self.inner_state)
+
+        return tf.function(adapt, jit_compile=self._stacked)
 
     def update_model(self) -> keras.Model:
         """Writes phi into the model's weights and returns the model."""

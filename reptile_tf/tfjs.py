@@ -84,7 +84,6 @@ def export(learner: "MetaLearner", out: str | os.PathLike, inner_steps: int = 10
             "ways": way,
             "filters": model.layers[0].filters,
             "inner_steps": inner_steps,
-            "batch_size": way,  # one drawing of each class, all of them in every step
             "scale": learner.network.scale,
             "weight_decay": learner.weight_decay,
             "optimizer": optimizer,
@@ -108,12 +107,11 @@ def _without_idle_biases(model: "keras.Model") -> tuple["keras.Model", list[bool
     """
     import keras
 
+    from reptile_tf.layers import has_idle_bias
+
     if not isinstance(model, keras.Sequential):
         raise UserError("only a keras.Sequential model exports: a chain of layers")
-    idle = [
-        type(layer).__name__ == "Conv2D" and type(after).__name__ == "BatchNormalization" and _linear(layer)
-        for layer, after in zip(model.layers, [*model.layers[1:], None], strict=True)
-    ]
+    idle = [has_idle_bias(layer) for layer in model.layers]
     copy = keras.Sequential([keras.layers.Input(model.input_shape[1:])], name=model.name)
     for layer, unbiased in zip(model.layers, idle, strict=True):
         copy.add(type(layer).from_config(layer.get_config() | ({"use_bias": False} if unbiased else {})))
@@ -123,10 +121,6 @@ def _without_idle_biases(model: "keras.Model") -> tuple["keras.Model", list[bool
         for variable in layer.trainable_variables
     ]
     return copy, kept
-
-
-def _linear(layer: "keras.Layer") -> bool:
-    return layer.get_config()["activation"] == "linear"
 
 
 def _name(variable: "keras.Variable") -> str:

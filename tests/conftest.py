@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from made_imagenet import ImageNet
+from mirrors import make_mirror
 
 from reptile_tf import data
 
@@ -44,6 +46,30 @@ def small_model():
         return model
 
     return make
+
+
+@pytest.fixture
+def mirror(tmp_path):
+    """A folder with made-up archives of Omniglot."""
+    return make_mirror(tmp_path / "mirror")
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A made-up ImageNet."""
+    return ImageNet(tmp_path / "imagenet")
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Where to fetch to."""
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def direct(monkeypatch):
+    """A server on the loopback interface is asked without a proxy."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from mirrors import digest_of
 from reptile_tf.data import imagenet
 
 SCRIPT = pathlib.Path(__file__).parents[1] / "fetch_data.sh"
+VARIABLES = ("IMAGENET_TAR", "IMAGENET_DIR", "MINIIMAGENET_DIR")
 COUNTS = {"train/n00000001": 4, "train/n00000003": 2, "val/n00000002": 1, "test/n00000004": 3}
 
 

@@ -5,26 +5,14 @@ import stat
 import zipfile
 
 import pytest
-from mirrors import EVERYTHING, fetch, make_mirror, serving, unpacked
+from mirrors import EVERYTHING, fetch, serving, unpacked
 
 from reptile_tf.data import archive
 
-pytestmark = pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
-
-
-@pytest.fixture
-def mirror(tmp_path):
-    return make_mirror(tmp_path / "mirror")
-
-
-@pytest.fixture
-def root(tmp_path):
-    return tmp_path / "data"
-
-
-@pytest.fixture(autouse=True)
-def direct(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+pytestmark = [
+    pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed"),
+    pytest.mark.usefixtures("direct"),
+]
 
 
 def test_an_archive_with_other_images_is_deleted(mirror, root):

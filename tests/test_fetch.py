@@ -14,28 +14,16 @@ import threading
 import time
 
 import pytest
-from mirrors import EVERYTHING, PARTS, fetch, make_mirror, serving, unpacked
+from mirrors import EVERYTHING, PARTS, fetch, serving, unpacked
 
 from reptile_tf.data import archive
 
 ZIPS = os.environ.get("OMNIGLOT_ZIPS")
-pytestmark = pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+pytestmark = [
+    pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed"),
+    pytest.mark.usefixtures("direct"),
+]
 SCRIPT = pathlib.Path(__file__).parents[1] / "fetch_data.sh"
-
-
-@pytest.fixture
-def mirror(tmp_path):
-    return make_mirror(tmp_path / "mirror")
-
-
-@pytest.fixture
-def root(tmp_path):
-    return tmp_path / "data"
-
-
-@pytest.fixture(autouse=True)
-def direct(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:

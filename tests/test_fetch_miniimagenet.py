@@ -3,31 +3,21 @@
 MINIIMAGENET_LISTS names the zip with the real lists; without it, one test is skipped.
 """
 
+import collections
 import os
 import pathlib
 import shutil
 import signal
 
 import pytest
-from made_imagenet import ImageNet, encoded
+from made_imagenet import VARIABLES, encoded
 from mirrors import unpacked
 
-from reptile_tf.data import imagenet, parallel
+from reptile_tf.data import image_files, imagenet, parallel
 from reptile_tf.data.archive import FetchError
 
 pytestmark = pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 LISTS = os.environ.get("MINIIMAGENET_LISTS")
-VARIABLES = ("IMAGENET_TAR", "IMAGENET_DIR", "MINIIMAGENET_DIR")
-
-
-@pytest.fixture
-def source(tmp_path):
-    return ImageNet(tmp_path / "imagenet")
-
-
-@pytest.fixture
-def root(tmp_path):
-    return tmp_path / "data"
 
 
 def identities(folder: pathlib.Path) -> set[tuple[str, int, int]]:
@@ -60,6 +50,9 @@ def test_the_real_lists_are_the_pinned_ones():
         "val": 9_593,
         "test": 11_996,
     }
+    counts = collections.Counter(os.path.dirname(image.path) for image in images)
+    assert image_files.is_the_papers(counts)
+    assert not image_files.is_the_papers(counts + collections.Counter([os.path.dirname(images[0].path)]))
 
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch, capsys):

@@ -9,25 +9,14 @@ import sys
 import zipfile
 
 import pytest
-from made_imagenet import SCRIPT, ImageNet
+from made_imagenet import SCRIPT, VARIABLES
 from mirrors import digest_of, unpacked
 
 from reptile_tf.data import imagenet
 from reptile_tf.data.archive import FetchError
 
 pytestmark = pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
-VARIABLES = ("IMAGENET_TAR", "IMAGENET_DIR", "MINIIMAGENET_DIR")
 FOLDER = "reptile-1/metadata/miniimagenet"
-
-
-@pytest.fixture
-def source(tmp_path):
-    return ImageNet(tmp_path / "imagenet")
-
-
-@pytest.fixture
-def root(tmp_path):
-    return tmp_path / "data"
 
 
 def link(name: str) -> zipfile.ZipInfo:

@@ -147,7 +147,7 @@ def test_sixty_thousand_files_are_looked_over_in_under_two_seconds(photographs):
     assert time.process_time() - began < 2
 
 
-def test_only_the_papers_classes_and_counts_are_the_papers(photographs):
+def test_other_photographs_are_not_the_papers(photographs):
     assert not miniimagenet.is_the_papers(miniimagenet.load(photographs))
 
 

@@ -91,8 +91,8 @@ def test_weights_and_moments_are_the_learners(trained, exported):
 
 def test_it_says_what_the_page_needs(exported):
     said = described(exported)
-    assert {name: said[name] for name in ("ways", "filters", "inner_steps", "batch_size", "scale")} == {
-        "ways": 3, "filters": 4, "inner_steps": 7, "batch_size": 3, "scale": 1.0
+    assert {name: said[name] for name in ("ways", "filters", "inner_steps", "scale")} == {
+        "ways": 3, "filters": 4, "inner_steps": 7, "scale": 1.0
     }  # fmt: skip
     assert said["optimizer"]["learning_rate"] == 0.001
     assert said["optimizer"]["epsilon"] == 1e-8

@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image
 
 from reptile_tf.data.image_classes import ImageClasses
+from reptile_tf.data.image_files import SUFFIXES, visible
 from reptile_tf.errors import UserError
 from reptile_tf.progress import Progress
 
-_SUFFIXES = (".png", ".jpg", ".jpeg")  # in any case
 _MODES = {1: "L", 3: "RGB"}
 RESAMPLING = Image.Resampling.NEAREST  # the paper's: the default of the Pillow that its code was run with
 
@@ -52,20 +52,15 @@ def scan(path: str | os.PathLike) -> dict[str, list[os.DirEntry]]:
     path = pathlib.Path(path)
     if not path.is_dir():
         raise UserError(f"no folder {path}; name one that holds a folder of images for each class")
-    folders = [entry for entry in _visible(path) if entry.is_dir()]
+    folders = [entry for entry in visible(path) if entry.is_dir()]
     if not folders:
         raise UserError(f"no class folders in {path}; put the images of each class into a folder of its own there")
     classes = {}
     for folder in folders:
-        classes[folder.name] = [e for e in _visible(folder) if e.name.lower().endswith(_SUFFIXES) and e.is_file()]
+        classes[folder.name] = [e for e in visible(folder) if e.name.lower().endswith(SUFFIXES) and e.is_file()]
         if not classes[folder.name]:
             raise UserError(f"no PNG or JPEG images in {folder.path}; put some there or remove it")
     return classes
-
-
-def _visible(folder: str | os.PathLike) -> list[os.DirEntry]:
-    with os.scandir(folder) as entries:
-        return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
 
 
 def decode(

@@ -16,7 +16,7 @@ else:  # see fetch.py
 
 SETS = ("train", "val", "test")
 MAX_BYTES = 64 << 20  # of one image, which is held in memory; the largest of the paper's has 8.8 MB
-_SUFFIXES = (".jpeg", ".jpg", ".png")  # in any case
+SUFFIXES = (".jpeg", ".jpg", ".png")  # in any case
 # Of the paper's 59,981 images: sha256 of "SET/WNID COUNT LF" for each class, in order.
 _PAPERS = "67ac06ceec9d1c5ee9a8b7e0da8bd9ab6bd7cad1d03bb2c82fa2087ece576ff2"
 
@@ -73,19 +73,20 @@ def images_below(folder: pathlib.Path, way_out: str) -> list[Image]:
     for name in SETS:
         if not (folder / name).is_dir():
             raise FetchError(f"{folder} has no folder {name}; {way_out}")
-        classes = [entry for entry in _visible(folder / name) if entry.is_dir()]
+        classes = [entry for entry in visible(folder / name) if entry.is_dir()]
         if not classes:
             raise FetchError(f"{folder / name} has no class folders; {way_out}")
         for label in classes:
             # Links to files are followed, for the folder is the user's own; pipes and the like are no files.
-            files = [e for e in _visible(label.path) if e.name.lower().endswith(_SUFFIXES) and e.is_file()]
+            files = [e for e in visible(label.path) if e.name.lower().endswith(SUFFIXES) and e.is_file()]
             if not files:
                 raise FetchError(f"{label.path} has no JPEG or PNG images; {way_out}")
             images += [Image(f"{name}/{label.name}/{file.name}", file.stat().st_size) for file in files]
     return images
 
 
-def _visible(folder: str | os.PathLike) -> list[os.DirEntry]:
+def visible(folder: str | os.PathLike) -> list[os.DirEntry]:
+    """Lists a folder by name, without hidden files: leftovers of file managers, some of them called ._NAME.png."""
     with os.scandir(folder) as entries:
         return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
 

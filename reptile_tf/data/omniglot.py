@@ -14,6 +14,7 @@ from PIL import Image
 
 from reptile_tf.data import cache
 from reptile_tf.data.image_classes import ImageClasses
+from reptile_tf.data.image_files import visible
 from reptile_tf.errors import UserError
 
 _SIDE = 105  # pixels along each side of an original drawing
@@ -134,7 +135,7 @@ def load_tfds(data_dir: str | os.PathLike | None = None, size: int = 28) -> Imag
     folder = pathlib.Path(builder.data_dir)
     way_out = f"delete {folder} and try again, or {_WAY_OUT}"
     # The cache lies in the same folder and must not be part of its own key.
-    files = [entry for entry in _visible(folder) if not entry.name.startswith("decoded-")]
+    files = [entry for entry in visible(folder) if not entry.name.startswith("decoded-")]
     key = cache.fingerprint(folder, files, f"omniglot {size}")
 
     def build() -> ImageClasses:
@@ -155,17 +156,12 @@ def _first_line(error: Exception) -> str:
 def _scan(part: pathlib.Path) -> dict[str, list[os.DirEntry]]:
     """Lists the PNG files of one part by class name; no check of which are there."""
     drawings = {}
-    for alphabet in _visible(part) if part.is_dir() else ():
-        for character in _visible(alphabet.path) if alphabet.is_dir() else ():
+    for alphabet in visible(part) if part.is_dir() else ():
+        for character in visible(alphabet.path) if alphabet.is_dir() else ():
             if character.is_dir():
-                files = [file for file in _visible(character.path) if file.name.endswith(".png")]
+                files = [file for file in visible(character.path) if file.name.endswith(".png")]
                 drawings[f"{alphabet.name}/{character.name}"] = files
     return drawings
-
-
-def _visible(folder: str | os.PathLike) -> list[os.DirEntry]:
-    with os.scandir(folder) as entries:  # hidden files are leftovers of file managers, some of them called ._NAME.png
-        return [entry for entry in entries if not entry.name.startswith(".")]
 
 
 def _read_split(builder, split: str) -> dict[str, list[bytes]]:
