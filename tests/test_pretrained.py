@@ -36,11 +36,10 @@ def pictures(notebook):
     return [output for output in outputs(notebook) if "image/png" in output.get("data", {})]
 
 
-def test_the_weights_are_of_the_papers_setting_and_the_card_says_how_far():
-    folder = reptile_tf.RunFolder(WEIGHTS)
-    assert f"{folder.load().iteration:,} of the paper's 100,000 meta-iterations" in (WEIGHTS / "README.md").read_text()
-    paper = Settings(**PRESETS["omniglot"]["omniglot-1shot-5way"]).determining_weights()
-    assert folder.config()["settings"] == paper
+def test_the_weights_are_of_the_papers_whole_setting():
+    folder, paper = reptile_tf.RunFolder(WEIGHTS), Settings(**PRESETS["omniglot"]["omniglot-1shot-5way"])
+    assert folder.load().iteration == paper.meta_iters
+    assert folder.config()["settings"] == paper.determining_weights()
     assert {name: len(names) for name, names in folder.config()["split"].items()} == {"train": 1200, "test": 423}
 
 
@@ -53,8 +52,9 @@ def test_the_weights_classify_shapes_of_another_alphabet():
 
 def test_the_notebook_adapts_and_shows_that_meta_training_pays(notebook):
     text = printed(notebook)
-    source = f"Omniglot: {423} test" if "OMNIGLOT_DIR" in os.environ else "built-in shapes instead"
-    assert source in text or (ROOT / "data" / "omniglot").is_dir()
+    fetched = "OMNIGLOT_DIR" in os.environ or (ROOT / "data" / "omniglot").is_dir()
+    source = "Omniglot: 423 test characters" if fetched else "built-in shapes instead"
+    assert source in text
     assert re.search(r"right: [345] of 5", text)
     curves = {
         name: [float(a) for a in re.findall(r"([\d.]+)% after", line)]
@@ -72,3 +72,7 @@ def test_the_committed_notebook_has_its_outputs():
     stored = nbformat.read(ROOT / "examples" / "few_shot.ipynb", as_version=4)
     assert "Omniglot: 423 test characters" in printed(stored)
     assert len(pictures(stored)) == 3
+
+
+def test_load_gives_the_scale_that_the_images_come_with():
+    assert reptile_tf.load(WEIGHTS).network.scale == data.glyphs.load(classes=5, drawings=2).scale
