@@ -1,12 +1,15 @@
-"""The README's program, as it stands there, on a folder of images."""
+"""The README's program, as it stands there, on a folder of images; and its results."""
 
+import json
 import pathlib
 import re
 
 import numpy as np
+import pytest
 from PIL import Image
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
+ROOT = pathlib.Path(__file__).parent.parent
+README = ROOT / "README.md"
 
 
 def program():
@@ -30,3 +33,25 @@ def test_the_readmes_program_runs_in_under_twenty_lines(glyphs, tmp_path, monkey
     saved = variables["keras"].models.load_model("model.keras")
     trained = np.concatenate([v.numpy().ravel() for v in saved.trainable_variables])
     np.testing.assert_array_equal(trained, variables["learner"].phi.numpy())
+
+
+@pytest.mark.parametrize("shots", [1, 5])
+def test_the_results_are_what_the_evaluations_wrote(shots):
+    """Each row of the table, whose third column is ours, the fourth the difference to the paper."""
+    text = README.read_text(encoding="utf-8")
+    results = json.loads((ROOT / "docs" / "results" / f"omniglot-5way-{shots}shot.json").read_text())
+    assert results["meta_iterations"] == 100_000
+    for label, suffix in ((", transductive", ""), ("", ", not transductive")):
+        test, train = results[f"test{suffix}"], results[f"train{suffix}"]
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| {shots}-shot{label} | ")]
+        _, _, paper, ours, difference, training, _ = (cell.strip() for cell in row.split("|"))
+        assert ours == shown(test)
+        assert training == shown(train)
+        gap = 100 * test["accuracy"] - float(paper.split(" ±")[0])
+        assert float(difference.replace("−", "-")) == pytest.approx(gap, abs=0.005001)
+        assert test["tasks"] == train["tasks"] == 10_000
+        assert shown(test) in (ROOT / "pretrained" / "omniglot-5way" / "README.md").read_text(encoding="utf-8")
+
+
+def shown(accuracy):
+    return f"{100 * accuracy['accuracy']:.2f} ± {100 * accuracy['ci95']:.2f}"
