@@ -180,6 +180,6 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 # Defaults that differ from those above, and settings that only one benchmark has.
 DEFAULTS: dict[str, dict[str, Any]] = {"omniglot": {}, "miniimagenet": {"filters": 32}}
 ONLY = {"source": "omniglot", "skip_bad_images": "miniimagenet"}
-# Benchmarks that are faster with oneDNN's convolutions, which TensorFlow would not choose by itself on AMD's processors
-# (README, Speed). TF_ENABLE_ONEDNN_OPTS=1 has to be there when TensorFlow is first imported.
+# Benchmarks that are faster with oneDNN's convolutions, which TensorFlow would not choose by itself on AMD's
+# processors. TF_ENABLE_ONEDNN_OPTS=1 has to be there when TensorFlow is first imported.
 WITH_ONEDNN = ("miniimagenet",)

@@ -1,6 +1,8 @@
 """Small things that several test files share."""
 
 import os
+import pathlib
+import shutil
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -12,6 +14,11 @@ from made_imagenet import ImageNet
 from mirrors import make_mirror
 
 from reptile_tf import data
+
+DEMO = pathlib.Path(__file__).parent.parent / "demo"
+in_node = pytest.mark.skipif(
+    shutil.which("node") is None or not (DEMO / "node_modules").is_dir(), reason="needs Node.js and npm ci in demo/"
+)
 
 
 @pytest.fixture

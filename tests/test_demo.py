@@ -2,19 +2,14 @@
 
 import os
 import pathlib
-import shutil
 import socket
 import subprocess
 
 import pytest
+from conftest import DEMO, in_node
 
-DEMO = pathlib.Path(__file__).parent.parent / "demo"
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 PAGES = ("page.test.js", "devices.test.js")
-
-needs_node = pytest.mark.skipif(
-    shutil.which("node") is None or not (DEMO / "node_modules").is_dir(), reason="needs Node.js and npm ci in demo/"
-)
 
 
 def node(*arguments):
@@ -28,7 +23,7 @@ def built():
     return done.stdout
 
 
-@needs_node
+@in_node
 @pytest.mark.parametrize("file", sorted(path.name for path in (DEMO / "test").glob("*.test.js")))
 def test_the_demos_own(file, built):
     if file in PAGES and not pathlib.Path(CHROMIUM).exists():
@@ -37,7 +32,7 @@ def test_the_demos_own(file, built):
     assert done.returncode == 0, done.stdout
 
 
-@needs_node
+@in_node
 def test_a_port_in_use_is_named(built):
     with socket.create_server(("localhost", 0)) as taken:
         port = taken.getsockname()[1]

@@ -13,21 +13,17 @@ import sys
 import keras
 import numpy as np
 import pytest
-from conftest import relative
+from conftest import DEMO, in_node, relative
 
 from reptile_tf import ImageClasses, RunFolder, Settings, UserError, load, meta_train, models, run, tasks, tfjs, train
 from reptile_tf.data import omniglot
 from reptile_tf.evaluate import Accuracy, Evaluator
 
-DEMO = pathlib.Path(__file__).parent.parent / "demo"
 TINY = {
     "classes": 3, "shots": 1, "train_shots": 4, "filters": 4, "inner_batch": 6, "inner_iters": 3, "meta_batch": 1,
     "meta_iters": 100, "eval_samples": 2,
 }  # fmt: skip
 
-in_node = pytest.mark.skipif(
-    shutil.which("node") is None or not (DEMO / "node_modules").is_dir(), reason="needs Node.js and npm ci in demo/"
-)
 on_omniglot = pytest.mark.skipif("OMNIGLOT_DIR" not in os.environ, reason="needs OMNIGLOT_DIR")
 
 

@@ -2,8 +2,8 @@
  * Adapts and classifies beside the page, one inner step at a time, so that new drawings are never waited for.
  *
  * In: {id, support: one image of each class, query: an image or null, steps, trained}, whenever any of these changes.
- * Out: {ready: {ways, innerSteps, mostSteps, backend}} once; {answer: {id, probabilities, steps}} while the steps asked for are being taken
- * and after them; {error: message}.
+ * Out: {ready: {ways, innerSteps, mostSteps, backend}} once; {answer: {id, probabilities, steps}} while the steps asked
+ * for are being taken and after them; {error: message}.
  */
 
 import { Adaptation } from './adaptation.js';
