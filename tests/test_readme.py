@@ -38,12 +38,12 @@ def test_the_readmes_program_runs_in_under_twenty_lines(glyphs, tmp_path, monkey
 @pytest.mark.parametrize("shots", [1, 5])
 def test_the_results_are_what_the_evaluations_wrote(shots):
     """Each row of the table, whose third column is ours, the fourth the difference to the paper."""
-    text = README.read_text(encoding="utf-8")
+    table = section("Omniglot, 5-way")
     results = json.loads((ROOT / "docs" / "results" / f"omniglot-5way-{shots}shot.json").read_text())
     assert results["meta_iterations"] == 100_000
     for label, suffix in ((", transductive", ""), ("", ", not transductive")):
         test, train = results[f"test{suffix}"], results[f"train{suffix}"]
-        (row,) = [line for line in text.splitlines() if line.startswith(f"| {shots}-shot{label} | ")]
+        (row,) = [line for line in table.splitlines() if line.startswith(f"| {shots}-shot{label} | ")]
         _, _, paper, ours, difference, training, _ = (cell.strip() for cell in row.split("|"))
         assert ours == shown(test)
         assert training == shown(train)
@@ -51,6 +51,24 @@ def test_the_results_are_what_the_evaluations_wrote(shots):
         assert float(difference.replace("−", "-")) == pytest.approx(gap, abs=0.005001)
         assert test["tasks"] == train["tasks"] == 10_000
         assert shown(test) in (ROOT / "pretrained" / "omniglot-5way" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("shots", "tasks"), [(1, 1000), (5, 200)])
+def test_the_results_on_photographs_are_what_the_evaluations_wrote(shots, tasks):
+    """Each row of the table: accuracy on test, validation and training classes, and the number of tasks."""
+    table = section("Photographs")
+    results = json.loads((ROOT / "docs" / "results" / f"tiny-imagenet-part-{shots}shot.json").read_text())
+    assert results["meta_iterations"] == 1500
+    for label, suffix in ((", transductive", ""), ("", ", not transductive")):
+        (row,) = [line for line in table.splitlines() if line.startswith(f"| {shots}-shot{label} | ")]
+        sets = [results[f"{part}{suffix}"] for part in ("test", "val", "train")]
+        assert [cell.strip() for cell in row.split("|")[2:6]] == [*map(shown, sets), f"{tasks:,}"]
+        assert {accuracy["tasks"] for accuracy in sets} == {tasks}
+
+
+def section(title):
+    """What stands below the first heading that begins with `title`."""
+    return README.read_text(encoding="utf-8").split(f"\n### {title}")[1].split("\n### ")[0]
 
 
 def shown(accuracy):
