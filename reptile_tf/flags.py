@@ -1,6 +1,7 @@
 """The command line: absl flags made from `Settings`, with hyphens or underscores, presets and a readable --help."""
 
 import dataclasses
+import os
 import shutil
 import sys
 import textwrap
@@ -46,7 +47,10 @@ def parse(argv: list[str], doc: str, benchmark: str) -> tuple[Settings, frozense
         default = defaults.get(field.name, field.default)
         _DEFINE[field.type](field.name, default, field.metadata["help"], flag_values=values)
     if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
-        print(_help(values, doc, presets, fields))
+        try:
+            print(_help(values, doc, presets, fields), flush=True)
+        except BrokenPipeError:  # `--help | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     try:
         extra = values(_underscored(argv))[1:]

@@ -1,9 +1,16 @@
 """The command line: the original's flags and defaults, presets, and one line for what is wrong."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import pytest
 
 from reptile_tf import flags
 from reptile_tf.settings import PRESETS, Settings, SettingsError
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def parse(*arguments):
@@ -143,3 +150,12 @@ def test_what_determines_weights_does_not_name_evaluation():
 def test_settings_in_a_program_are_checked_too():
     with pytest.raises(SettingsError, match="--classes must be at least 2"):
         Settings(classes=1)
+
+
+def test_help_whose_reader_has_gone_ends_quietly():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, ROOT / "run_omniglot.py", "--help"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -213,3 +213,9 @@ def test_omniglots_flags_are_unknown_here(run):
     code, _, error = run("--source=glyphs")
     assert code == 2
     assert "source" in error
+
+
+def test_the_folder_of_all_data_sets_is_not_the_one_of_photographs(photographs):
+    with pytest.raises(UserError, match=r"did you mean --data-dir .*/miniimagenet\?"):
+        (photographs.parent / "miniimagenet").mkdir()
+        miniimagenet.load(photographs.parent)

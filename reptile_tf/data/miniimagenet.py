@@ -37,6 +37,8 @@ def load(data_dir: str | os.PathLike, size: int = 84, skip_bad_images: bool = Fa
     data_dir = pathlib.Path(data_dir)
     if not data_dir.is_dir():
         raise UserError(f"no photographs at {data_dir}; run: bash fetch_data.sh miniimagenet, or name a --data-dir")
+    if not (data_dir / "train").is_dir() and (data_dir / "miniimagenet").is_dir():
+        raise UserError(f"no photographs in {data_dir} itself; did you mean --data-dir {data_dir / 'miniimagenet'}?")
     sets = {name: folder.scan(data_dir / name) for name in SETS}
     classes = {f"{name}/{label}": found for name, labels in sets.items() for label, found in labels.items()}
     every = [file for found in classes.values() for file in found]
