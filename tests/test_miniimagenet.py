@@ -216,6 +216,6 @@ def test_omniglots_flags_are_unknown_here(run):
 
 
 def test_the_folder_of_all_data_sets_is_not_the_one_of_photographs(photographs):
+    (photographs.parent / "miniimagenet").mkdir()
     with pytest.raises(UserError, match=r"did you mean --data-dir .*/miniimagenet\?"):
-        (photographs.parent / "miniimagenet").mkdir()
         miniimagenet.load(photographs.parent)
