@@ -179,11 +179,20 @@ def _optimizer_of(learner: "MetaLearner", kept: list[bool]) -> tuple[dict[str, A
 
 
 def _reference(model: "keras.Model", learner: "MetaLearner", moments: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """Ten inner steps on scribbles, one a class, by stock Keras: what goes in and what must come out."""
+    """Ten inner steps on scribbles, one a class, by stock Keras: what goes in and what must come out.
+
+    In float64: float32 in Keras is off by some 1e-4 where logits are 12, more than a host that computes well.
+    """
+    import keras
     import tensorflow as tf
 
     from reptile_tf.inner_loop import cross_entropy
 
+    exact = keras.Sequential([keras.layers.Input(model.input_shape[1:], dtype="float64")])
+    for layer in model.layers:
+        exact.add(type(layer).from_config(layer.get_config() | {"dtype": "float64"}))
+    exact.set_weights(model.get_weights())
+    model = exact
     optimizer = type(learner.inner_optimizer).from_config(learner.inner_optimizer.get_config())
     optimizer.build(model.trainable_variables)
     if moments:
@@ -194,6 +203,7 @@ def _reference(model: "keras.Model", learner: "MetaLearner", moments: list[np.nd
     way = model.output_shape[-1]
     support, query = np.split(_scribbles(way + 1, model.input_shape[1:]), [way])
     batch = np.concatenate([support, query])
+    assert model(batch, training=True).dtype == "float64"
     arrays = {"support": support, "query": query, "logits_before": model(batch, training=True).numpy()}
     for _ in range(REFERENCE_STEPS):
         for variable in model.trainable_variables if learner.weight_decay != 1 else ():

@@ -66,6 +66,16 @@ def test_the_results_on_photographs_are_what_the_evaluations_wrote(shots, tasks)
         assert {accuracy["tasks"] for accuracy in sets} == {tasks}
 
 
+def test_the_demos_accuracy_is_what_the_training_wrote():
+    text = README.read_text(encoding="utf-8").split("\n## In the browser")[1].split("\n## ")[0]
+    results = json.loads((ROOT / "docs" / "results" / "demo-3way.json").read_text())
+    assert results["meta_iterations"] == 120_000
+    assert results["test"]["tasks"] == results["train"]["tasks"] == 2000
+    for label, suffix in (("one query at a time, as on the page", ""), ("transductive", ", transductive")):
+        row = f"| {label} | {shown(results[f'test{suffix}'])} | {shown(results[f'train{suffix}'])} |"
+        assert row in text.splitlines()
+
+
 def section(title):
     """What stands below the first heading that begins with `title`."""
     return README.read_text(encoding="utf-8").split(f"\n### {title}")[1].split("\n### ")[0]

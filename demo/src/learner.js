@@ -39,7 +39,7 @@ export class Learner {
     this.moments = this.weights.map((values) => new Float32Array(values.length));
     this.count = 0;
     if (trained && this.optimizer.name === 'adam') {
-      const byName = new Map(artifact.moments.map((moment) => [moment.name, forWays(moment, artifact, ways)]));
+      const byName = new Map(artifact.moments.map((moment) => [moment.name, forWays(moment, artifact, ways, 0)]));
       this.moments = this.names.map((name) => byName.get(name).values.slice());
       this.count = this.optimizer.step;
     }
@@ -121,24 +121,21 @@ export class Learner {
  * A weight, or the moments of one, for another number of classes than was trained: the last layer gets as many columns.
  *
  * In training, a task's classes are numbered at random, so any trained column serves any class, and fewer classes take
- * the first ones. A further column takes each number from some trained column, the same for weights and moments. It has to
- * differ from the others: from equal columns (the mean of the trained ones, say) the network's other layers get no gradient
- * at first, and after ten steps the probabilities are still nearly equal.
+ * the first ones. A further column has to differ from the others, or classes would move together, and to lie where the
+ * layers below were trained to look: it is a trained column mirrored at the mean of all of them. Its moments are the mean.
  */
-function forWays({ name, shape, values }, artifact, ways) {
+function forWays({ name, shape, values }, artifact, ways, mirrored = 1) {
   const head = artifact.topology.model_config.config.layers.at(-1).config.name;
   const trained = artifact.ways;
   if (ways === trained || !name.startsWith(`${head}/`)) return { name, shape, values };
   const widened = Float32Array.from({ length: (values.length / trained) * ways }, (_, i) => {
-    const [row, column] = [Math.floor(i / ways), i % ways];
-    return values[row * trained + (column < trained ? column : scattered(row, column) % trained)];
+    const column = i % ways;
+    const row = values.subarray(Math.floor(i / ways) * trained).subarray(0, trained);
+    if (column < trained) return row[column];
+    const mean = row.reduce((a, b) => a + b) / trained;
+    return mean - mirrored * Math.floor(column / trained) * (row[column % trained] - mean);
   });
   return { name, shape: [...shape.slice(0, -1), ways], values: widened };
-}
-
-/** An integer from 0 to 65535 that looks random, the same every time. */
-function scattered(row, column) {
-  return Math.imul(row * 31 + column * 17 + 7, 2654435761) >>> 16;
 }
 
 function specOf({ name, shape }) {
