@@ -17,8 +17,10 @@ _HOMES = {
     "UserError": "errors",
     "foml": "meta",
     "load": "run",
+    "maml": "meta",
     "meta_test": "evaluate",
     "meta_train": "train",
+    "partial_sum": "meta",
     "reptile": "meta",
 }
 _MODULES = ("data", "models", "tasks")

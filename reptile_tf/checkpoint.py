@@ -3,6 +3,7 @@
 A checkpoint is one .npz of plain arrays (read without pickle) that appears whole or not at all.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ import numpy as np
 
 from reptile_tf import files
 from reptile_tf.errors import UserError
-from reptile_tf.settings import flag
+from reptile_tf.settings import Settings, flag
 
 KEEP = 2
 
@@ -131,8 +132,9 @@ def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
     """What differs between two configurations, in the user's words."""
     if theirs["benchmark"] != ours["benchmark"]:
         return [f"{theirs['benchmark']} there, {ours['benchmark']} here"]
+    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}  # of what is newer than the run
     names = sorted(theirs["settings"].keys() | ours["settings"].keys())
-    pairs = {name: (theirs["settings"].get(name), ours["settings"].get(name)) for name in names}
+    pairs = {name: [c["settings"].get(name, defaults.get(name)) for c in (theirs, ours)] for name in names}
     differing = [f"{flag(name)} {a} there, {b} here" for name, (a, b) in pairs.items() if a != b]
     if not differing and theirs["split"] != ours["split"]:
         differing = ["the images there are of other classes than the ones here"]

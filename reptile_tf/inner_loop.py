@@ -87,6 +87,14 @@ class Network:
         """The loss gradient of each task: [stack, weight], [stack, batch, ...], [stack, batch] to [stack, weight]."""
         return self._each(self._gradient, weights, x, y)
 
+    def losses(self, weights: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        """The loss of each task: [stack, weight], [stack, batch, ...], [stack, batch] to [stack]."""
+        return self._each(self._total_loss, weights, x, y)
+
+    def differentiates_twice(self) -> bool:
+        """Whether the gradient of `gradient` is right, too (see `layers.differentiates_twice`)."""
+        return layers.differentiates_twice(self._model)
+
     def _apply(self, weights, x):
         x = tf.cast(x, self.dtype) * tf.constant(self.scale, self.dtype)
         outputs, _, penalties = self._model.stateless_call(
@@ -97,9 +105,12 @@ class Network:
     def _gradient(self, weights, x, y):
         with tf.GradientTape() as tape:
             tape.watch(weights)
-            outputs, penalties = self._apply(weights, x)
-            loss = tf.add_n([self._loss(y, outputs), *penalties])
+            loss = self._total_loss(weights, x, y)
         return tape.gradient(loss, weights)
+
+    def _total_loss(self, weights, x, y):
+        outputs, penalties = self._apply(weights, x)
+        return tf.add_n([self._loss(y, outputs), *penalties])
 
     def _each(self, function, *stacks):
         if self.stacked:
@@ -118,7 +129,9 @@ class Lane:
     def __init__(self, network: Network, optimizer: keras.Optimizer, stack: int, weight_decay: float):
         self._network = network
         self._weight_decay = weight_decay
-        self._optimizer = type(optimizer).from_config(optimizer.get_config())
+        config = optimizer.get_config()
+        self._is_plain_sgd = config == keras.optimizers.SGD(config["learning_rate"], name=config["name"]).get_config()
+        self._optimizer = type(optimizer).from_config(config)
         self.weights = tf.Variable(tf.zeros([stack, network.size], network.dtype))
         self._optimizer.build([self.weights])
         self.state = [v.value for v in self._optimizer.variables if v is not self._optimizer._learning_rate]
@@ -142,15 +155,45 @@ class Lane:
         for step in tf.range(tf.shape(minibatches)[1]):
             if self._weight_decay != 1:
                 self.weights.assign(self.weights * tf.constant(self._weight_decay, self.weights.dtype))
-            samples = minibatches[:, step]
-            x = tf.gather(tasks.x, samples, batch_dims=1)
-            y = tf.gather(tasks.y, samples, batch_dims=1)
+            x, y = _samples(tasks, minibatches[:, step])
             self._optimizer.apply([self._network.gradient(self.weights.value(), x, y)], [self.weights])
         return self.weights.value()
+
+    def sgd_step(self, weights: tf.Tensor, tasks: Tasks, samples: tf.Tensor) -> tf.Tensor:
+        """One step of plain SGD as a function, through which a gradient passes; an optimizer's step is an assignment.
+
+        Args:
+          weights: floatx [stack, weight] to step from; the lane's own are neither read nor changed.
+          tasks: [stack, ...].
+          samples: int32 [stack, sample], the minibatch.
+
+        Returns:
+          floatx [stack, weight].
+
+        Raises:
+          ValueError: the optimizer is no plain SGD, or second derivatives of the network would be wrong.
+        """
+        if not self._is_plain_sgd:
+            raise ValueError("MAML differentiates through the inner steps, which must be plain SGD (--sgd)")
+        if not self._network.differentiates_twice():
+            raise ValueError("MAML cannot differentiate a subclassed model's batch norm twice: use a functional model")
+        if self._weight_decay != 1:
+            weights *= tf.constant(self._weight_decay, weights.dtype)
+        rate = tf.cast(self._optimizer.learning_rate, weights.dtype)
+        return weights - rate * self._network.gradient(weights, *_samples(tasks, samples))
+
+    def losses(self, weights: tf.Tensor, tasks: Tasks, samples: tf.Tensor) -> tf.Tensor:
+        """The loss at `weights` on a minibatch: [stack, weight], tasks and int32 [stack, sample] to [stack]."""
+        return self._network.losses(weights, *_samples(tasks, samples))
 
     def outputs(self, x: tf.Tensor) -> tf.Tensor:
         """The network's outputs with the lane's weights: [stack, batch, ...] to [stack, batch, ...]."""
         return self._network.outputs(self.weights.value(), x)
+
+
+def _samples(tasks: Tasks, samples: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Inputs and targets of a minibatch, int32 [stack, sample]: [stack, sample, ...] each."""
+    return tf.gather(tasks.x, samples, batch_dims=1), tf.gather(tasks.y, samples, batch_dims=1)
 
 
 class InnerLoop:

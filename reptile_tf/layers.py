@@ -25,6 +25,28 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         return outputs
 
 
+class SmoothBatchNormalization(keras.layers.BatchNormalization):
+    """Batch normalization over the batch at hand that can be differentiated twice, as second-order MAML needs.
+
+    Keras takes the variance by tf.nn.moments, which keeps the mean inside it from being differentiated: no matter for
+    first derivatives, since deviations sum up to zero, but second ones come out wrong.
+    """
+
+    def call(self, inputs, training=None, mask=None):
+        """Floatx [batch, ...] to the same shape; the moving averages are neither read nor kept."""
+        axis = self.axis % len(inputs.shape)
+        others = [i for i in range(len(inputs.shape)) if i != axis]
+        along = [-1 if i == axis else 1 for i in range(len(inputs.shape))]
+        deviations = inputs - tf.reduce_mean(inputs, others, keepdims=True)
+        variance = tf.reduce_mean(deviations * deviations, others, keepdims=True)
+        outputs = deviations * tf.math.rsqrt(variance + self.epsilon)
+        if self.scale:
+            outputs *= tf.reshape(self.gamma, along)
+        if self.center:
+            outputs += tf.reshape(self.beta, along)
+        return outputs
+
+
 class UnbiasedConv2D(keras.layers.Conv2D):
     """A convolution in front of a batch norm, which takes its bias off again: the bias is left out, and never moves.
 
@@ -100,13 +122,22 @@ def inner_loop_copy(model: keras.Model, stacked: bool) -> keras.Model:
 
 def _fits_fused(layer: keras.Layer) -> bool:
     return (
-        type(layer) is keras.layers.BatchNormalization
+        _is_batch_norm(layer)
         and len(layer.input.shape) == 4
         and layer.axis in (-1, 3)
         and layer.center
         and layer.scale
         and layer.compute_dtype == "float32"  # the kernel has no float64
     )
+
+
+def _is_batch_norm(layer: keras.Layer) -> bool:
+    return type(layer) is keras.layers.BatchNormalization
+
+
+def differentiates_twice(model: keras.Model) -> bool:
+    """Whether second derivatives of a model are right: not through Keras's own batch norm."""
+    return not any(_is_batch_norm(layer) for layer in model._flatten_layers())
 
 
 def _fits_matmul(layer: keras.Layer) -> bool:
@@ -130,5 +161,9 @@ def has_idle_bias(layer: keras.Layer) -> bool:
     )
 
 
-_STACKED = {MatmulConv2D: _fits_matmul}
-_BRANCHES = {FusedBatchNormalization: _fits_fused, UnbiasedConv2D: has_idle_bias}
+_STACKED = {MatmulConv2D: _fits_matmul, SmoothBatchNormalization: _is_batch_norm}
+_BRANCHES = {
+    FusedBatchNormalization: _fits_fused,
+    SmoothBatchNormalization: _is_batch_norm,
+    UnbiasedConv2D: has_idle_bias,
+}

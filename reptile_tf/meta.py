@@ -12,7 +12,7 @@ algorithms differ only in what stands for phi - W.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import keras
 import numpy as np
@@ -32,10 +32,49 @@ def reptile(phi: tf.Tensor, lane: Lane, tasks: Tasks) -> tf.Tensor:
 def foml(phi: tf.Tensor, lane: Lane, tasks: Tasks) -> tf.Tensor:
     """First-order MAML, U_{k-1}(phi) - U_k(phi): what the last minibatch alone does. Returns [stack, weight]."""
     del phi
-    if isinstance(tasks.tail, tuple):
-        raise ValueError("first-order MAML needs a last minibatch apart: draw tasks with foml=True")
+    _check_tail(tasks)
     before = lane.adapt(tasks, tasks.minibatches)
     return before - lane.adapt(tasks, tasks.tail)
+
+
+def maml(phi: tf.Tensor, lane: Lane, tasks: Tasks) -> tf.Tensor:
+    """MAML, with its second derivatives: the gradient with respect to phi of the last minibatch's loss after the steps.
+
+    The steps before it, all of k but one, are plain SGD (paper, section 5). Returns [stack, weight].
+    """
+    _check_tail(tasks)
+    with tf.GradientTape() as tape:
+        start = tf.broadcast_to(phi, lane.weights.shape)
+        tape.watch(start)
+        weights = start
+        for step in range(tasks.minibatches.shape[1]):  # unrolled: XLA cannot differentiate a loop of unknown length
+            weights = lane.sgd_step(weights, tasks, tasks.minibatches[:, step])
+        losses = lane.losses(weights, tasks, tasks.tail[:, 0])
+    return tape.gradient(losses, start)
+
+
+def partial_sum(terms: Collection[int]) -> MetaGradient:
+    """The meta-gradient that sums what some of the steps do (paper, section 6.1): with SGD inside, lr · Σ g_j.
+
+    Args:
+      terms: the numbers j of the steps, from 1 to k. All of them are Reptile, k alone is first-order MAML.
+    """
+
+    def meta_gradient(phi: tf.Tensor, lane: Lane, tasks: Tasks) -> tf.Tensor:
+        total, before = tf.zeros_like(lane.weights), phi
+        for step in range(max(terms)):
+            after = lane.adapt(tasks, tasks.minibatches[:, step : step + 1])
+            if step + 1 in terms:
+                total += before - after
+            before = after
+        return total
+
+    return meta_gradient
+
+
+def _check_tail(tasks: Tasks) -> None:
+    if isinstance(tasks.tail, tuple):
+        raise ValueError("MAML, first-order or not, needs a last minibatch apart: draw tasks with foml=True")
 
 
 class MetaLearner:
@@ -47,7 +86,7 @@ class MetaLearner:
         they run on from task to task. The paper's is Adam with beta_1 = 0.
       outer_optimizer: stock Keras optimizer that applies the meta-gradient, which it sees as one flat vector; its
         learning rate is set at every step. Plain SGD is the paper's interpolation.
-      meta_gradient: `reptile`, `foml`, or a function like them.
+      meta_gradient: `reptile`, `foml`, `maml`, a `partial_sum`, or a function like them.
       meta_batch: tasks per meta-iteration.
       in_turn: run the tasks one after another, the inner optimizer's state passed on, as the authors' code does. Else
         side by side: all start from the same state, and the states are averaged afterwards.
@@ -93,6 +132,7 @@ class MetaLearner:
             raise ValueError("the outer optimizer's learning rate is the meta-step of each step: give it no schedule")
         self._outer.build([self.phi])
         self._compiled_step = tf.function(self._step, jit_compile=stacked)
+        self._compiled_gradients = tf.function(self._gradients, jit_compile=stacked)
 
     def step(self, tasks: Tasks, meta_step: float) -> float:
         """One meta-iteration, one compiled call.
@@ -112,22 +152,27 @@ class MetaLearner:
         self._outer.apply([gradient], [self.phi])
         return tf.norm(gradient)
 
-    def _gradient_side_by_side(self, tasks: Tasks) -> tf.Tensor:
+    def meta_gradients(self, tasks: Tasks) -> np.ndarray:
+        """The meta-gradient of each task, floatx [task, weight]; the learner stays as it is.
+
+        Args:
+          tasks: as many as the meta-batch, or one if they are to run in turn.
+        """
+        return self._compiled_gradients(tasks).numpy()
+
+    def _gradients(self, tasks: Tasks) -> tf.Tensor:
         phi = self.phi.value()
-        gradients = self._inner.map(
-            lambda lane, share: self._meta_gradient(phi, lane, share), tasks, phi, self.inner_state
-        )
+        return self._inner.map(lambda lane, share: self._meta_gradient(phi, lane, share), tasks, phi, self.inner_state)
+
+    def _gradient_side_by_side(self, tasks: Tasks) -> tf.Tensor:
+        gradients = self._gradients(tasks)
         self._keep_state(self._inner.merged_state())
         return tf.reduce_mean(gradients, axis=0)
 
     def _gradient_in_turn(self, tasks: Tasks) -> tf.Tensor:
-        phi = self.phi.value()
-        total = tf.zeros_like(phi)
+        total = tf.zeros_like(self.phi)
         for i in tf.range(tf.shape(tasks.y)[0]):
-            task = tf.nest.map_structure(lambda a, i=i: tf.gather(a, [i]), tasks)
-            total += self._inner.map(
-                lambda lane, share: self._meta_gradient(phi, lane, share), task, phi, self.inner_state
-            )[0]
+            total += self._gradients(tf.nest.map_structure(lambda a, i=i: tf.gather(a, [i]), tasks))[0]
             self._keep_state(self._inner.merged_state())
         return total / tf.cast(tf.shape(tasks.y)[0], total.dtype)
 

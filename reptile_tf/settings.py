@@ -44,8 +44,12 @@ class Settings:
     sgd: bool = _setting(False, INNER, "plain SGD as inner optimizer instead of Adam with beta_1 = 0")
     weight_decay: float = _setting(1.0, INNER, "factor on all weights before every step (1: none)", low=0)
     foml: bool = _setting(False, INNER, "first-order MAML instead of Reptile")
-    foml_tail: int = _setting(0, INNER, "with --foml: images of each class set aside as the last minibatch (0: the "
-                                        "last minibatch is dealt like the others)", low=0)
+    maml: bool = _setting(False, INNER, "MAML with its second derivatives: the last of the --inner-iters minibatches "
+                                        "is the query set, the others are steps of SGD; needs --sgd")
+    gradients: str = _setting("", INNER, "which of the k inner gradients the meta-gradient sums, as in 1,2 (all: "
+                                         "Reptile; k alone: first-order MAML)")
+    foml_tail: int = _setting(0, INNER, "with --foml or --maml: images of each class set aside as the last minibatch "
+                                        "(0: the last minibatch is dealt like the others)", low=0)
     in_turn: bool = _setting(False, INNER, "run the tasks of a meta-batch one after another, Adam's state passed on, "
                                            "as the original does; else side by side, the states averaged")
 
@@ -85,8 +89,17 @@ class Settings:
                 raise SettingsError(f"{flag(field.name)} must be one of {', '.join(choices)}, not {value!r}")
         if self.seed >= 2**64:
             raise SettingsError(f"--seed must be below 2**64, not {self.seed}")
-        if self.foml_tail and not self.foml:
-            raise SettingsError("--foml-tail needs --foml")
+        if self.foml + self.maml + bool(self.gradients) > 1:
+            raise SettingsError("--foml, --maml and --gradients exclude each other")
+        if self.maml and not self.sgd:
+            raise SettingsError("--maml needs --sgd: it differentiates through steps of SGD")
+        if self.gradients and not self.inner_gradients <= set(range(1, self.inner_iters + 1)):
+            raise SettingsError(
+                f"--gradients must be numbers from 1 to --inner-iters {self.inner_iters}, as in 1,2, "
+                f"not {self.gradients!r}"
+            )
+        if self.foml_tail and not self.last_minibatch_apart:
+            raise SettingsError("--foml-tail needs --foml or --maml")
         if self.foml_tail >= self.images_per_class:
             raise SettingsError(
                 f"--foml-tail {self.foml_tail} leaves none of the {self.images_per_class} images of a class "
@@ -108,6 +121,16 @@ class Settings:
         """Images of each class of a training task."""
         return self.train_shots or self.shots
 
+    @property
+    def last_minibatch_apart(self) -> bool:
+        """Whether a task's last minibatch is treated apart: it alone counts, or is the query set."""
+        return self.foml or self.maml
+
+    @property
+    def inner_gradients(self) -> set[int]:
+        """The numbers in `gradients`; 0 stands for what is none."""
+        return {int(part) if part.strip().isdecimal() else 0 for part in self.gradients.split(",")}
+
     def training_arguments(self) -> dict[str, Any]:
         """The arguments of `tasks.training_tasks` that do not change in a run."""
         return {
@@ -116,7 +139,7 @@ class Settings:
             "batch": self.inner_batch,
             "steps": self.inner_iters,
             "replacement": self.replacement,
-            "foml": self.foml,
+            "foml": self.last_minibatch_apart,
             "tail_shots": self.foml_tail,
             "seed": self.seed,
             "count": self.meta_batch,

@@ -14,7 +14,7 @@ from reptile_tf.checkpoint import Checkpoint, RunFolder
 from reptile_tf.data.image_classes import ImageClasses
 from reptile_tf.errors import UserError
 from reptile_tf.evaluate import Accuracy, Evaluator, accuracy_by_task
-from reptile_tf.meta import MetaLearner, foml, reptile
+from reptile_tf.meta import MetaGradient, MetaLearner, foml, maml, partial_sum, reptile
 from reptile_tf.progress import Progress, say
 from reptile_tf.settings import Settings
 
@@ -93,13 +93,19 @@ def make_learner(model: keras.Model, settings: Settings, scale: float, stacked: 
         model,
         inner,
         keras.optimizers.Adam() if settings.meta_optimizer == "adam" else keras.optimizers.SGD(),
-        meta_gradient=foml if settings.foml else reptile,
+        meta_gradient=_meta_gradient(settings),
         meta_batch=settings.meta_batch,
         in_turn=settings.in_turn,
         stacked=stacked,
         weight_decay=settings.weight_decay,
         scale=scale,
     )
+
+
+def _meta_gradient(settings: Settings) -> MetaGradient:
+    if settings.gradients:
+        return partial_sum(settings.inner_gradients)
+    return maml if settings.maml else foml if settings.foml else reptile
 
 
 def restore(learner: MetaLearner, checkpoint: Checkpoint) -> None:

@@ -8,7 +8,7 @@ from conftest import relative
 
 from reptile_tf import tasks
 from reptile_tf.inner_loop import Network, cross_entropy
-from reptile_tf.meta import MetaLearner, foml, reptile
+from reptile_tf.meta import MetaLearner, foml, maml, partial_sum, reptile
 from reptile_tf.tasks import Tasks
 
 TRAINING = {"way": 3, "shots": 4, "batch": 5, "steps": 3, "seed": 0, "count": 4}
@@ -30,7 +30,10 @@ def after(model, inner, glyphs, iterations=2, **options):
     """phi and inner state after some meta-iterations on glyphs."""
     one = learner(model, inner, **options)
     for i in range(iterations):
-        one.step(tasks.training_tasks(glyphs, iteration=i, foml=options.get("meta_gradient") is foml, **TRAINING), 0.5)
+        one.step(
+            tasks.training_tasks(glyphs, iteration=i, foml=options.get("meta_gradient") in (foml, maml), **TRAINING),
+            0.5,
+        )
     return one.state()
 
 
@@ -75,6 +78,34 @@ def test_first_order_maml_on_a_quadratic():
     one = quadratic(foml)
     one.step(centred(5, -1, tail=True), 0.4)
     assert one.phi.numpy() == pytest.approx([1.1])
+
+
+def test_maml_on_a_quadratic():
+    # A step: w = phi + 0.5 · (c - phi), so dw/dphi = 0.5. After one step of two the last loss has the gradient
+    # (w - c) · 0.5: for c = 5 it is (3 - 5) · 0.5 = -1, for c = -1 (0 + 1) · 0.5 = 0.5. phi = 1 + 0.4 · 0.25.
+    one = quadratic(maml)
+    one.step(centred(5, -1, tail=True), 0.4)
+    assert one.phi.numpy() == pytest.approx([1.1])
+    # Of four steps, three come before: (1 + 0.875 · 4 - 5) · 0.125 and (1 - 0.875 · 2 + 1) · 0.125.
+    assert quadratic(maml).meta_gradients(centred(5, -1, steps=4, tail=True)) == pytest.approx(
+        np.array([[-0.0625], [0.03125]])
+    )
+
+
+def test_maml_multiplies_by_the_weight_decay_too():
+    # phi = 1 → 0.8 → 0.8 + 0.5 · 4.2 = 2.9; dw/dphi = 0.8 · 0.5; (2.9 - 5) · 0.4 = -0.84.
+    one = quadratic(maml, meta_batch=1, weight_decay=0.8)
+    assert one.meta_gradients(centred(5, tail=True)) == pytest.approx(np.array([[-0.84]]))
+
+
+@pytest.mark.parametrize(
+    ("terms", "expected"), [([1], -2.0), ([2], -1.0), ([1, 2], -3.0), ([3], -0.5), ([1, 3], -2.5), ([1, 2, 3], -3.5)]
+)
+def test_partial_sums_on_a_quadratic(terms, expected):
+    # c = 5: w = 1, 3, 4, 4.5: the steps are 2, 1 and 0.5.
+    one = quadratic(partial_sum(terms), meta_batch=1)
+    assert one.meta_gradients(centred(5, steps=3)) == pytest.approx(np.array([[expected]]))
+    assert one.phi.numpy() == pytest.approx([1.0])  # nothing has moved
 
 
 def test_weight_decay_multiplies_the_weights_before_every_step():
@@ -147,7 +178,62 @@ def test_first_order_maml_with_sgd_is_the_last_gradient(float64, small_model, gl
     assert relative(one.phi.numpy(), phi - 0.5 * np.mean(last, 0), phi) < 1e-6
 
 
-@pytest.mark.parametrize("meta_gradient", [reptile, foml])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_maml_is_the_derivative_that_finite_differences_give(float64, small_model, glyphs, stacked):
+    """Through batch norm, convolutions and two steps of SGD, along random directions."""
+    batch = tasks.training_tasks(glyphs, iteration=0, foml=True, **(TRAINING | {"count": 2}))
+    # A step of 1e-5 crosses few of ReLU's kinks; softplus has none.
+    model = keras.models.clone_model(
+        small_model(),
+        clone_function=lambda layer: (
+            keras.layers.Activation("softplus")
+            if isinstance(layer, keras.layers.ReLU)
+            else layer.__class__.from_config(layer.get_config())
+        ),
+    )
+    one = learner(model, sgd(0.01), meta_gradient=maml, meta_batch=2, stacked=stacked)
+    phi, network = one.phi.numpy(), Network(model, cross_entropy)
+
+    def query_losses(weights):
+        """By the first-order inner loop, task by task."""
+        losses = []
+        for x, y, minibatches, (tail,) in zip(*batch, strict=True):
+            w = tf.constant(weights)[tf.newaxis]
+            for samples in minibatches:
+                w -= 0.01 * network.gradient(w, x[samples][np.newaxis], y[samples][np.newaxis])
+            losses.append(network.losses(w, x[tail][np.newaxis], y[tail][np.newaxis])[0])
+        return np.array(losses)
+
+    gradients = one.meta_gradients(batch)
+    rng, step = np.random.default_rng(0), 1e-5
+    for _ in range(3):
+        direction = rng.standard_normal(len(phi))
+        expected = (query_losses(phi + step * direction) - query_losses(phi - step * direction)) / (2 * step)
+        np.testing.assert_allclose(gradients @ direction, expected, rtol=1e-6)
+    first_order = learner(model, sgd(0.01), meta_gradient=foml, meta_batch=2, stacked=stacked).meta_gradients(batch)
+    assert relative(first_order / 0.01, gradients, np.zeros_like(gradients)) > 0.05  # so the second order matters
+
+
+def test_partial_sums_are_reptile_and_first_order_maml(float64, small_model, glyphs):
+    batch = tasks.training_tasks(glyphs, iteration=0, **TRAINING)
+    apart = batch._replace(minibatches=batch.minibatches[:, :-1], tail=batch.minibatches[:, -1:])
+    for terms, meta_gradient, tasks_ in ([1, 2, 3], reptile, batch), ([3], foml, apart):
+        ours = learner(small_model(), sgd(), meta_gradient=partial_sum(terms)).meta_gradients(batch)
+        expected = learner(small_model(), sgd(), meta_gradient=meta_gradient).meta_gradients(tasks_)
+        np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-15)
+
+
+def test_a_step_follows_the_mean_of_the_meta_gradients(small_model, glyphs):
+    batch = tasks.training_tasks(glyphs, iteration=0, **TRAINING)
+    one = learner(small_model(), adam())
+    before, gradients = one.state(), one.meta_gradients(batch)
+    for name, value in one.state().items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
+    one.step(batch, 0.5)
+    np.testing.assert_allclose(one.phi.numpy(), before["phi"] - 0.5 * gradients.mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("meta_gradient", [reptile, foml, maml])
 def test_side_by_side_equals_in_turn_with_sgd(float64, small_model, glyphs, meta_gradient):
     options = {"meta_gradient": meta_gradient}
     start = learner(small_model(), sgd()).state()["phi"]
@@ -275,6 +361,17 @@ def test_first_order_maml_needs_a_last_minibatch_apart(small_model, glyphs):
     batch = tasks.training_tasks(glyphs, iteration=0, **TRAINING)
     with pytest.raises(ValueError, match="draw tasks with foml=True"):
         learner(small_model(), sgd(), meta_gradient=foml).step(batch, 0.1)
+
+
+def test_maml_needs_plain_sgd_and_a_batch_norm_that_it_can_differentiate(small_model, glyphs):
+    batch = tasks.training_tasks(glyphs, iteration=0, foml=True, **TRAINING)
+    for inner in (adam(), keras.optimizers.SGD(0.01, momentum=0.9), keras.optimizers.SGD(0.01, clipvalue=1.0)):
+        with pytest.raises(ValueError, match="must be plain SGD"):
+            learner(small_model(), inner, meta_gradient=maml).step(batch, 0.1)
+    subclassed = Subclassed(small_model())
+    subclassed(np.zeros((1, 28, 28, 1)))
+    with pytest.raises(ValueError, match="use a functional model"):
+        learner(subclassed, sgd(), meta_gradient=maml).step(batch, 0.1)
 
 
 def test_convolutions_of_a_subclassed_model_cannot_be_stacked(small_model):
