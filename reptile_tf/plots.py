@@ -11,7 +11,19 @@ from reptile_tf.evaluate import Accuracy
 from reptile_tf.tasks import EvalTasks
 
 # Okabe and Ito's colours, which the colour-blind tell apart.
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"
+BLUE, ORANGE, SKY, GREEN, GREY = "#0072B2", "#D55E00", "#56B4E9", "#009E73", "#777777"
+
+
+def curve(history: np.ndarray, points: int) -> list[tuple[float, Accuracy]]:
+    """Takes the looks at held-out classes together to at most so many points: mean meta-iteration and accuracy of each.
+
+    Args:
+      history: float64 [task, 3], see `checkpoint.Checkpoint`.
+      points: how many.
+    """
+    looks = np.unique(history[:, 0])
+    groups = np.array_split(looks, min(points, len(looks)))
+    return [(group.mean(), Accuracy.of(history[np.isin(history[:, 0], group), 2])) for group in groups]
 
 
 def learning_curve(path: pathlib.Path, history: np.ndarray, what: str) -> None:
@@ -26,20 +38,15 @@ def learning_curve(path: pathlib.Path, history: np.ndarray, what: str) -> None:
     axes = figure.add_subplot(
         xlabel="meta-iteration", ylabel="accuracy on held-out classes (%)", title=f"{what}, mean and 95 % interval"
     )
-    looks = np.unique(history[:, 0])
+    looks = len(np.unique(history[:, 0]))
     # Few enough points for the intervals to be narrow, many enough for a curve.
-    groups = np.array_split(looks, np.clip(len(looks) // 5, min(10, len(looks)), 40))
-    at, mean, ci95 = [], [], []
-    for iterations in groups:
-        accuracy = Accuracy.of(history[np.isin(history[:, 0], iterations), 2])
-        at.append(iterations.mean())
-        mean.append(100 * accuracy.accuracy)
-        ci95.append(100 * accuracy.ci95)
-    at, mean, ci95 = np.array(at), np.array(mean), np.array(ci95)
+    points = curve(history, np.clip(looks // 5, min(10, looks), 40))
+    at = np.array([at for at, _ in points])
+    mean, ci95 = (100 * np.array([getattr(accuracy, name) for _, accuracy in points]) for name in ("accuracy", "ci95"))
     axes.fill_between(at, np.maximum(mean - ci95, 0), np.minimum(mean + ci95, 100), color=BLUE, alpha=0.2, linewidth=0)
     axes.plot(at, mean, color=BLUE, marker=".")
     axes.grid(alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def adapted_task(path: pathlib.Path, tasks: EvalTasks, probabilities: np.ndarray) -> None:
@@ -72,7 +79,7 @@ def adapted_task(path: pathlib.Path, tasks: EvalTasks, probabilities: np.ndarray
     grid[0, 0].set_title("support", fontsize=9)
     grid[0, shots].set_title("query", fontsize=9)
     grid[0, -1].set_title("probability of each class (blue: the true one)", fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _show(axes: matplotlib.axes.Axes, image: np.ndarray) -> None:
@@ -81,6 +88,7 @@ def _show(axes: matplotlib.axes.Axes, image: np.ndarray) -> None:
     axes.set(xticks=[], yticks=[])
 
 
-def _save(figure: Figure, path: pathlib.Path) -> None:
+def save(figure: Figure, path: pathlib.Path) -> None:
+    """Writes a PNG, whole or not at all."""
     with files.replacing(path) as part:
         figure.savefig(part, dpi=110)

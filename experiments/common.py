@@ -1,0 +1,224 @@
+"""What the experiments on Omniglot share: runs of run_omniglot.py, a core each, and what is made of their results."""
+
+import argparse
+import concurrent.futures
+import csv
+import dataclasses
+import io
+import itertools
+import json
+import os
+import pathlib
+import queue
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow's own convolutions are faster on images this small
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from reptile_tf import device, files, flags, plots
+from reptile_tf.checkpoint import RunFolder
+from reptile_tf.errors import UserError
+from reptile_tf.evaluate import Accuracy
+from reptile_tf.progress import Progress, say
+
+HERE = pathlib.Path(__file__).resolve().parent
+RUN_OMNIGLOT = HERE.parent / "run_omniglot.py"
+
+
+class Run(NamedTuple):
+    """A finished run.
+
+    Attributes:
+      name: of the run in its experiment.
+      results: its results.json.
+      history: float64 [task, 3], see `checkpoint.Checkpoint`.
+    """
+
+    name: str
+    results: dict[str, Any]
+    history: np.ndarray
+
+    @property
+    def final(self) -> Accuracy:
+        """On test characters, in the way that the run's flags ask for."""
+        return Accuracy(**self.results["test"])
+
+    def curve(self, points: int = 20) -> Iterable[tuple[float, Accuracy]]:
+        """Held-out accuracy while training: meta-iteration and accuracy, looks taken together to about `points`."""
+        return plots.curve(self.history, points)
+
+
+def parser(doc: str, name: str) -> argparse.ArgumentParser:
+    """The flags that all experiments have."""
+    made = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    made.add_argument("--out", type=pathlib.Path, default=HERE / "results", help="folder of the CSV and the picture")
+    made.add_argument(
+        "--runs",
+        type=pathlib.Path,
+        default=pathlib.Path("checkpoints") / name.replace("_", "-"),
+        help="folder of the runs; the same command goes on with what is there",
+    )
+    made.add_argument(
+        "--jobs", type=int, default=device.cores(), help="runs at a time, a core each (default: all cores)"
+    )
+    made.epilog = "Any other flag goes to run_omniglot.py, in all runs: --data-dir, --source, --meta-iters, …"
+    return made
+
+
+def main(doc: str, name: str, runs: dict[str, str], draw: Callable[[Figure, list[Run]], None]) -> int:
+    """Runs an experiment that is made of runs of run_omniglot.py alone; returns its exit code.
+
+    Args:
+      doc: the script's docstring, for --help.
+      name: of the experiment and its files.
+      runs: the flags of each run, by its name.
+      draw: draws the finished runs.
+    """
+    arguments, extra = parser(doc, name).parse_known_args()
+    return guarded(lambda: _main(arguments, extra, name, runs, draw))
+
+
+def guarded(work: Callable[[], None]) -> int:
+    """Does the work; a user's mistake becomes a line and an exit code."""
+    program = os.path.basename(sys.argv[0])
+    try:
+        work()
+    except flags.FlagsError as error:
+        print(f"{program}: {error} (see run_omniglot.py --help)", file=sys.stderr)
+        return 2
+    except UserError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on")
+        return 130
+    return 0
+
+
+def _main(arguments, extra, name, runs, draw) -> None:
+    finished = run_all(arguments.runs, runs, extra, arguments.jobs)
+    write_csv(arguments.out / f"{name}.csv", curve_rows(finished))
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    draw(figure, finished)
+    save(figure, arguments.out / f"{name}.png")
+    for run in finished:
+        say(f"{run.name}: {run.final}")
+
+
+def run_all(folder: pathlib.Path, runs: dict[str, str], extra: Sequence[str], jobs: int) -> list[Run]:
+    """Runs run_omniglot.py for each of `runs`, `jobs` at a time on a core each; finished ones are taken as they are.
+
+    Args:
+      folder: each run has its folder there, and its output in NAME.log.
+      runs: the flags of each run, by its name.
+      extra: flags of all runs, which win.
+      jobs: how many at a time.
+
+    Raises:
+      FlagsError: flags that run_omniglot.py refuses.
+      UserError: a run failed, or its folder holds a finished one with other settings.
+    """
+    for own in runs.values():
+        flags.parse([RUN_OMNIGLOT.name, *own.split(), *extra], "", "omniglot")
+    _make(folder)
+    cores: queue.SimpleQueue = queue.SimpleQueue()
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None]
+    for core in itertools.islice(itertools.cycle(allowed), jobs):
+        cores.put(core)
+
+    def settle() -> None:
+        core = cores.get()
+        if core is not None:
+            os.sched_setaffinity(0, {core})  # of this thread and the processes that it starts
+
+    finished = []
+    with (
+        concurrent.futures.ThreadPoolExecutor(jobs, initializer=settle) as pool,
+        Progress("run", len(runs), unit="run") as progress,
+    ):
+        for run in pool.map(lambda item: _run(folder, item[0], [*item[1].split(), *extra]), runs.items()):
+            finished.append(run)
+            progress.advance(1, f"{run.name}: {run.final}")
+    return finished
+
+
+def _run(folder: pathlib.Path, name: str, own: Sequence[str]) -> Run:
+    run_folder, log = RunFolder(folder / name), folder / f"{name}.log"
+    results = run_folder.path / "results.json"
+    if not results.exists():
+        command = [sys.executable, str(RUN_OMNIGLOT), *own, "--checkpoint", str(run_folder.path)]
+        with open(log, "a") as output:
+            code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+        if code:
+            lines = log.read_text().splitlines() or [f"exit code {code}"]
+            raise UserError(f"run {name} failed: {lines[-1]} (all of it is in {log})")
+    found = json.loads(results.read_text())
+    wanted = dataclasses.asdict(flags.parse([RUN_OMNIGLOT.name, *own], "", "omniglot")[0])
+    other = [
+        key
+        for key, value in found["settings"].items()
+        if key not in ("checkpoint", "data_dir") and wanted[key] != value
+    ]
+    if other:
+        raise UserError(f"{run_folder.path} holds a finished run with another {other[0]}: choose another --runs")
+    return Run(name, found, run_folder.load().history)
+
+
+def curve_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Rows for a CSV: the learning curves on held-out characters, and the final accuracies."""
+    rows = []
+    for run in runs:
+        looks = [("look", at, accuracy) for at, accuracy in run.curve()]
+        for kind, at, accuracy in [*looks, ("final", run.results["meta_iterations"], run.final)]:
+            rows.append({"run": run.name, "kind": kind, "meta_iterations": round(at)} | percent(accuracy))
+    return rows
+
+
+def percent(accuracy: Accuracy) -> dict[str, Any]:
+    """An accuracy as columns of a CSV."""
+    return {
+        "accuracy_percent": f"{100 * accuracy.accuracy:.2f}",
+        "ci95_percent": f"{100 * accuracy.ci95:.2f}",
+        "tasks": accuracy.tasks,
+    }
+
+
+def write_csv(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes rows with the same columns."""
+    _make(path.parent)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_text(path, text.getvalue())
+
+
+def save(figure: Figure, path: pathlib.Path) -> None:
+    """Writes a picture and says where it is."""
+    _make(path.parent)
+    plots.save(figure, path)
+    say(f"{path} and {path.with_suffix('.csv').name} are written")
+
+
+def draw_curves(axes: Any, run: Run, label: str = "", **style: Any) -> None:
+    """Draws a run's held-out accuracy with its 95 % interval."""
+    points = list(run.curve())
+    at = np.array([at for at, _ in points])
+    mean, ci95 = (100 * np.array([getattr(accuracy, name) for _, accuracy in points]) for name in ("accuracy", "ci95"))
+    (line,) = axes.plot(at, mean, label=label or run.name, **style)
+    axes.fill_between(at, mean - ci95, mean + ci95, color=line.get_color(), alpha=0.12, linewidth=0)
+
+
+def _make(folder: pathlib.Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot use {folder}: {error.strerror}") from error
