@@ -1,9 +1,9 @@
 """Does it matter that Adam's moments pass from task to task inside a meta-batch?
 
 The original runs the tasks of a meta-batch one after another and never resets the inner Adam's second moments, so that
-each task begins with those of the one before. This package runs them side by side by default, all from the same moments,
-which are averaged afterwards; `--in-turn` is the original's way. Both, with three seeds (of split, weights and tasks)
-each, on Omniglot 5-way 1-shot, annealed over 5,000 meta-iterations.
+each task begins with those of the one before. This package runs them side by side by default, all from the same
+moments, which are averaged afterwards; `--in-turn` is the original's way. Both, with three seeds (of split, weights and
+tasks) each, on Omniglot 5-way 1-shot, annealed over 5,000 meta-iterations.
 
   python experiments/adam_order.py
 """
