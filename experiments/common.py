@@ -128,7 +128,7 @@ def run_all(folder: pathlib.Path, runs: dict[str, str], extra: Sequence[str], jo
     """
     for own in runs.values():
         flags.parse([RUN_OMNIGLOT.name, *own.split(), *extra], "", "omniglot")
-    _make(folder)
+    make(folder)
     cores: queue.SimpleQueue = queue.SimpleQueue()
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None]
     for core in itertools.islice(itertools.cycle(allowed), jobs):
@@ -193,7 +193,7 @@ def percent(accuracy: Accuracy) -> dict[str, Any]:
 
 def write_csv(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes rows with the same columns."""
-    _make(path.parent)
+    make(path.parent)
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
     writer.writeheader()
@@ -203,7 +203,7 @@ def write_csv(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def save(figure: Figure, path: pathlib.Path) -> None:
     """Writes a picture and says where it is."""
-    _make(path.parent)
+    make(path.parent)
     plots.save(figure, path)
     say(f"{path} and {path.with_suffix('.csv').name} are written")
 
@@ -217,7 +217,8 @@ def draw_curves(axes: Any, run: Run, label: str = "", **style: Any) -> None:
     axes.fill_between(at, mean - ci95, mean + ci95, color=line.get_color(), alpha=0.12, linewidth=0)
 
 
-def _make(folder: pathlib.Path) -> None:
+def make(folder: pathlib.Path) -> None:
+    """Makes a folder, or says why not (UserError)."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

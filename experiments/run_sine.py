@@ -1,0 +1,182 @@
+"""Sine regression, the blog post's minimal example: learn to fit a wave from ten points.
+
+A task is a wave y = A · sin(x + phase), A in [0.1, 5], phase in [0, 2π), on 50 points of [-5, 5]; the network is a
+1-64-64-1 tanh perceptron. The inner loop is one pass over the 50 points in minibatches of ten, by SGD on the mean
+squared error; 30,000 meta-iterations, step size 0.1 → 0. A test fits ten fixed points of a new wave in 32 steps.
+
+  python experiments/run_sine.py              trains, tests on 1,000 new waves, draws; about a minute and a half
+  python experiments/run_sine.py --watch      the picture is drawn anew every 1,000 meta-iterations
+
+Beside Reptile stand the same network trained jointly (k = 1: one step on each task, which learns the mean of all waves)
+and untrained.
+"""
+
+import argparse
+import math
+import pathlib
+import sys
+import time
+
+import common
+import keras
+import numpy as np
+import tensorflow as tf
+from matplotlib.figure import Figure
+
+import reptile_tf as rt
+from reptile_tf import plots, tasks
+from reptile_tf.inner_loop import InnerLoop
+from reptile_tf.progress import Progress, say
+
+X = np.linspace(-5, 5, 50, dtype=np.float32)[:, np.newaxis]
+BATCH, INNER_RATE, META_STEP = 10, 0.02, 0.1
+STEPS_BETWEEN, STEPS = 8, (0, 8, 16, 24, 32)
+
+
+def mean_squared_error(y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+    """Of [sample, 1] each, a scalar."""
+    return tf.reduce_mean((y - outputs) ** 2)
+
+
+def make_learner(seed: int) -> rt.MetaLearner:
+    """The network with its optimizers, untrained; the same weights for the same seed."""
+    keras.utils.set_random_seed(seed)
+    model = keras.Sequential([keras.layers.Input((1,))])
+    for _ in range(2):
+        model.add(keras.layers.Dense(64, activation="tanh"))
+    model.add(keras.layers.Dense(1))
+    return rt.MetaLearner(model, keras.optimizers.SGD(INNER_RATE), keras.optimizers.SGD(), loss=mean_squared_error)
+
+
+def wave(rng: np.random.Generator) -> np.ndarray:
+    """A random wave on the grid, float32 [50, 1]."""
+    return rng.uniform(0.1, 5) * np.sin(X + rng.uniform(0, 2 * math.pi)).astype(np.float32)
+
+
+def training_task(seed: int, iteration: int, steps: int) -> tasks.Tasks:
+    """The one task of a meta-iteration; `steps` minibatches of its one pass over the points."""
+    rng = tasks.generator(seed, tasks.TRAINING, iteration, 0)
+    y, minibatches = wave(rng), rng.permutation(len(X)).astype(np.int32).reshape(-1, BATCH)
+    return tasks.Tasks(X[np.newaxis], y[np.newaxis], minibatches[np.newaxis, :steps])
+
+
+class Test:
+    """Fits new waves from ten fixed points and compares the fit with the whole wave.
+
+    Args:
+      learner: read at every call, never changed.
+      seed: of points and waves.
+      count: how many waves.
+    """
+
+    def __init__(self, learner: rt.MetaLearner, seed: int, count: int):
+        self.points = np.sort(tasks.generator(seed, tasks.EVALUATION, 1, 0).choice(len(X), BATCH, replace=False))
+        self.waves = np.stack([wave(tasks.generator(seed, tasks.EVALUATION, 0, i)) for i in range(count)])
+        self._inner = InnerLoop(learner.network, learner.inner_optimizer, 8)
+        self._compiled = tf.function(
+            lambda batch: self._inner.map(self._outputs_on_the_way, batch, learner.phi, learner.inner_state)
+        )
+
+    @staticmethod
+    def _outputs_on_the_way(lane, task):
+        outputs = [lane.outputs(task.x)]
+        for first in STEPS[:-1]:
+            lane.adapt(task, task.minibatches[:, first : first + STEPS_BETWEEN])
+            outputs.append(lane.outputs(task.x))
+        return tf.stack(outputs, axis=1)
+
+    def fits(self, count: int | None = None) -> np.ndarray:
+        """What the network says after each of STEPS: float32 [wave, len(STEPS), 50, 1]."""
+        fits, lanes = [], len(self._inner.lanes)
+        for first in range(0, count or len(self.waves), lanes):
+            y = np.take(self.waves, range(first, first + lanes), axis=0, mode="clip")  # the last ones filled up
+            minibatches = np.broadcast_to(self.points.astype(np.int32), (lanes, STEPS[-1], BATCH))
+            fits.append(self._compiled(tasks.Tasks(np.broadcast_to(X, y.shape), y, minibatches)).numpy())
+        return np.concatenate(fits)[: count or len(self.waves)]
+
+    def errors(self) -> np.ndarray:
+        """The mean squared error on the whole grid: [wave, len(STEPS)]."""
+        return ((self.fits() - self.waves[:, np.newaxis]) ** 2).mean((2, 3))
+
+
+def train(learner: rt.MetaLearner, seed: int, meta_iters: int, steps: int, what: str, look=None) -> float:
+    """Meta-trains in place and returns the seconds; `look()` is called every 1,000 meta-iterations."""
+    began = time.monotonic()
+    with Progress(what, meta_iters) as progress:
+        for i in range(meta_iters):
+            learner.step(training_task(seed, i, steps), META_STEP * (1 - i / meta_iters))
+            if look and (i + 1) % 1000 == 0:
+                look()
+            progress.advance(1)
+    return time.monotonic() - began
+
+
+def draw(path: pathlib.Path, tests: dict[str, Test], errors: dict[str, np.ndarray]) -> None:
+    """One new wave on the way for each network, and the error of all against the steps."""
+    figure = Figure(figsize=(4 * (len(tests) + bool(errors)), 4), layout="constrained")
+    panels = figure.subplots(1, len(tests) + bool(errors), squeeze=False)[0]
+    shades = [plots.GREY, *("#A6CEE3", plots.SKY, "#2F8FC4", plots.BLUE)]
+    for axes, (name, test) in zip(panels, tests.items(), strict=False):
+        axes.plot(X, test.waves[0], color="black", linewidth=1, label="true wave")
+        for steps, fit, color in zip(STEPS, test.fits(1)[0], shades, strict=True):
+            style = "--" if steps == 0 else "-"
+            axes.plot(X, fit, color=color, linestyle=style, label=f"{steps} steps" if steps else "before")
+        axes.plot(X[test.points], test.waves[0][test.points], "x", color=plots.ORANGE, label="the ten points")
+        axes.set(title=name, xlabel="x", ylabel="y", ylim=(-6, 6))
+        axes.legend(fontsize=7, loc="lower left", ncols=2)
+    if errors:
+        styles = zip(errors, (plots.BLUE, plots.ORANGE, plots.GREY), ("o-", "s--", "^:"), strict=True)
+        for name, color, style in styles:
+            panels[-1].plot(STEPS, errors[name].mean(0), style, color=color, label=name)
+        panels[-1].set(xlabel="inner steps", ylabel="mean squared error", yscale="log", xticks=STEPS)
+        panels[-1].set_title(f"mean over {len(next(iter(errors.values()))):,} new waves")
+        panels[-1].legend(fontsize=8)
+        panels[-1].grid(alpha=0.3)
+    plots.save(figure, path)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Trains, tests, writes CSV and picture."""
+    common.make(arguments.out)
+    csv, picture = (arguments.out / f"sine.{suffix}" for suffix in ("csv", "png"))
+    tests, errors, rows = {}, {}, []
+    for name, steps in (("Reptile", 5), ("joint training (k = 1)", 1), ("untrained", 0)):
+        learner = make_learner(arguments.seed)
+        test = Test(learner, arguments.seed, arguments.tasks)
+        look = None
+        if steps > 1 and arguments.watch:
+            say(f"{picture} is drawn anew every 1,000 meta-iterations: open it in a viewer that reloads")
+            look = lambda test=test, name=name: draw(picture, {name: test}, {})  # noqa: E731
+        seconds = train(learner, arguments.seed, arguments.meta_iters, steps, name, look) if steps else 0.0
+        errors[name], tests[name] = test.errors(), test
+        said = []
+        for at, of_waves in zip(STEPS, errors[name].T, strict=True):
+            mean, ci95 = of_waves.mean(), 1.96 * of_waves.std(ddof=1) / math.sqrt(len(of_waves))
+            said.append(f"{mean:.3f} ± {ci95:.3f} after {at}")
+            rows.append(
+                {"network": name, "inner_steps": at, "mean_squared_error": f"{mean:.4f}", "ci95": f"{ci95:.4f}"}
+            )
+        say(f"{name}, {seconds:.0f} s of training: mean squared error {', '.join(said)} steps")
+    common.write_csv(csv, rows)
+    draw(picture, tests, errors)
+    say(f"{picture} and {csv.name} are written")
+
+
+def main() -> int:
+    """Reads the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--meta-iters", type=int, default=30_000)
+    parser.add_argument("--tasks", type=int, default=1000, help="new waves to test on")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--watch", action="store_true", help="draw the picture anew while it learns")
+    parser.add_argument("--out", type=pathlib.Path, default=common.HERE / "results", help="folder of CSV and picture")
+    arguments = parser.parse_args()
+    if arguments.meta_iters < 1 or arguments.tasks < 2 or arguments.seed < 0:
+        parser.error("--meta-iters must be at least 1, --tasks at least 2, --seed at least 0")
+    return common.guarded(lambda: run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
