@@ -23,19 +23,22 @@ MODES = {"side": ("side by side (default)", ""), "turn": ("one after another", "
 
 def draw(figure: Figure, runs: list[common.Run]) -> None:
     """A point with its interval for each seed, and the mean over seeds."""
-    axes = figure.add_subplot(ylabel="accuracy on test characters (%)", xticks=range(len(SEEDS)), xlabel="seed")
+    axes = figure.add_subplot(ylabel="accuracy on test characters (%)", xticks=SEEDS, xlabel="seed")
     axes.set_title("Omniglot 5-way 1-shot, transductive, 5,000 meta-iterations", fontsize=10)
-    axes.set_xticks(range(len(SEEDS)), [str(seed) for seed in SEEDS])
     for (mode, (label, _)), color, marker, shift in zip(
         MODES.items(), (plots.BLUE, plots.ORANGE), ("o", "s"), (-0.08, 0.08), strict=True
     ):
-        finals = [run.final for run in runs if run.name.startswith(mode)]
-        accuracy = 100 * np.array([final.accuracy for final in finals])
-        ci95 = 100 * np.array([final.ci95 for final in finals])
+        mine = [run for run in runs if run.name.startswith(mode)]
+        accuracy = 100 * np.array([run.final.accuracy for run in mine])
         axes.errorbar(
-            np.arange(len(SEEDS)) + shift, accuracy, ci95, fmt=marker, color=color, capsize=4,
+            [run.results["settings"]["seed"] + shift for run in mine],
+            accuracy,
+            [100 * run.final.ci95 for run in mine],
+            fmt=marker,
+            color=color,
+            capsize=4,
             label=f"{label}: mean of the seeds {accuracy.mean():.2f} %",
-        )  # fmt: skip
+        )
         axes.axhline(accuracy.mean(), color=color, linestyle="--", linewidth=1)
     axes.legend()
     axes.grid(alpha=0.3)

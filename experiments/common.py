@@ -69,6 +69,7 @@ def parser(doc: str, name: str) -> argparse.ArgumentParser:
     made.add_argument(
         "--jobs", type=int, default=device.cores(), help="runs at a time, a core each (default: all cores)"
     )
+    made.add_argument("--only", type=lambda names: names.split(","), help="these runs alone, by name: A,B,…")
     made.epilog = "Any other flag goes to run_omniglot.py, in all runs: --data-dir, --source, --meta-iters, …"
     return made
 
@@ -104,7 +105,7 @@ def guarded(work: Callable[[], None]) -> int:
 
 
 def _main(arguments, extra, name, runs, draw) -> None:
-    finished = run_all(arguments.runs, runs, extra, arguments.jobs)
+    finished = run_all(arguments, chosen(runs, arguments.only), extra)
     write_csv(arguments.out / f"{name}.csv", curve_rows(finished))
     figure = Figure(figsize=(8, 5), layout="constrained")
     draw(figure, finished)
@@ -113,14 +114,23 @@ def _main(arguments, extra, name, runs, draw) -> None:
         say(f"{run.name}: {run.final}")
 
 
-def run_all(folder: pathlib.Path, runs: dict[str, str], extra: Sequence[str], jobs: int) -> list[Run]:
-    """Runs run_omniglot.py for each of `runs`, `jobs` at a time on a core each; finished ones are taken as they are.
+def chosen(runs: dict[str, str], only: Sequence[str] | None) -> dict[str, str]:
+    """The runs named, or all of them; raises FlagsError for a name that is none."""
+    if only is None:
+        return runs
+    unknown = [name for name in only if name not in runs]
+    if unknown:
+        raise flags.FlagsError(f"--only: no run {unknown[0]!r}; there are: {', '.join(runs)}")
+    return {name: runs[name] for name in only}
+
+
+def run_all(arguments: argparse.Namespace, runs: dict[str, str], extra: Sequence[str]) -> list[Run]:
+    """Runs run_omniglot.py for each of `runs`, so many at a time on a core each; finished ones are taken as they are.
 
     Args:
-      folder: each run has its folder there, and its output in NAME.log.
+      arguments: `runs`, where each run has its folder and its output in NAME.log, and `jobs`, how many at a time.
       runs: the flags of each run, by its name.
       extra: flags of all runs, which win.
-      jobs: how many at a time.
 
     Raises:
       FlagsError: flags that run_omniglot.py refuses.
@@ -128,10 +138,12 @@ def run_all(folder: pathlib.Path, runs: dict[str, str], extra: Sequence[str], jo
     """
     for own in runs.values():
         flags.parse([RUN_OMNIGLOT.name, *own.split(), *extra], "", "omniglot")
-    make(folder)
+    if arguments.jobs < 1:
+        raise flags.FlagsError(f"--jobs must be at least 1, not {arguments.jobs}")
+    make(arguments.runs)
     cores: queue.SimpleQueue = queue.SimpleQueue()
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None]
-    for core in itertools.islice(itertools.cycle(allowed), jobs):
+    for core in itertools.islice(itertools.cycle(allowed), arguments.jobs):
         cores.put(core)
 
     def settle() -> None:
@@ -141,10 +153,10 @@ def run_all(folder: pathlib.Path, runs: dict[str, str], extra: Sequence[str], jo
 
     finished = []
     with (
-        concurrent.futures.ThreadPoolExecutor(jobs, initializer=settle) as pool,
+        concurrent.futures.ThreadPoolExecutor(arguments.jobs, initializer=settle) as pool,
         Progress("run", len(runs), unit="run") as progress,
     ):
-        for run in pool.map(lambda item: _run(folder, item[0], [*item[1].split(), *extra]), runs.items()):
+        for run in pool.map(lambda item: _run(arguments.runs, item[0], [*item[1].split(), *extra]), runs.items()):
             finished.append(run)
             progress.advance(1, f"{run.name}: {run.final}")
     return finished
@@ -208,10 +220,10 @@ def save(figure: Figure, path: pathlib.Path) -> None:
     say(f"{path} and {path.with_suffix('.csv').name} are written")
 
 
-def draw_curves(axes: Any, run: Run, label: str = "", **style: Any) -> None:
-    """Draws a run's held-out accuracy with its 95 % interval."""
+def draw_curves(axes: Any, run: Run, label: str = "", scale: float = 1.0, **style: Any) -> None:
+    """Draws a run's held-out accuracy with its 95 % interval, against its meta-iterations times `scale`."""
     points = list(run.curve())
-    at = np.array([at for at, _ in points])
+    at = scale * np.array([at for at, _ in points])
     mean, ci95 = (100 * np.array([getattr(accuracy, name) for _, accuracy in points]) for name in ("accuracy", "ci95"))
     (line,) = axes.plot(at, mean, label=label or run.name, **style)
     axes.fill_between(at, mean - ci95, mean + ci95, color=line.get_color(), alpha=0.12, linewidth=0)

@@ -38,11 +38,11 @@ def draw(figure: Figure, runs: list[common.Run]) -> None:
     shift = -0.1
     for algorithm, (label, _, color) in ALGORITHMS.items():
         for dealing, (how, _, style) in DEALING.items():
-            line = [finals[f"{algorithm}-{dealing}-{k}"] for k in STEPS]
+            line = {k: finals[name] for k in STEPS if (name := f"{algorithm}-{dealing}-{k}") in finals}
             axes.errorbar(
-                [k + shift for k in STEPS],  # so that intervals do not hide each other
-                [100 * final.accuracy for final in line],
-                [100 * final.ci95 for final in line],
+                [k + shift for k in line],  # so that intervals do not hide each other
+                [100 * final.accuracy for final in line.values()],
+                [100 * final.ci95 for final in line.values()],
                 fmt=style,
                 color=color,
                 capsize=3,

@@ -20,11 +20,11 @@ RUNS = {
     "adam-0.001": "--meta-optimizer adam --meta-step 0.001 --meta-step-final 0",
     "adam-0.003": "--meta-optimizer adam --meta-step 0.003 --meta-step-final 0",
 }
-STYLES = (
-    ("interpolation, step size from 1", plots.BLUE, "-"),
-    ("Adam, learning rate from 0.001", plots.ORANGE, "--"),
-    ("Adam, learning rate from 0.003", plots.GREEN, "-."),
-)
+STYLES = {
+    "interpolation": ("interpolation, step size from 1", plots.BLUE, "-"),
+    "adam-0.001": ("Adam, learning rate from 0.001", plots.ORANGE, "--"),
+    "adam-0.003": ("Adam, learning rate from 0.003", plots.GREEN, "-."),
+}
 
 
 def draw(figure: Figure, runs: list[common.Run]) -> None:
@@ -34,7 +34,8 @@ def draw(figure: Figure, runs: list[common.Run]) -> None:
         ylabel="accuracy on held-out characters (%)",
         title="Omniglot 5-way 1-shot, transductive: mean and 95 % interval",
     )
-    for run, (label, color, style) in zip(runs, STYLES, strict=True):
+    for run in runs:
+        label, color, style = STYLES[run.name]
         common.draw_curves(
             axes, run, f"{label}: {100 * run.final.accuracy:.1f} % in the end", color=color, linestyle=style
         )

@@ -122,13 +122,15 @@ def draw(path: pathlib.Path, tests: dict[str, Test], errors: dict[str, np.ndarra
             style = "--" if steps == 0 else "-"
             axes.plot(X, fit, color=color, linestyle=style, label=f"{steps} steps" if steps else "before")
         axes.plot(X[test.points], test.waves[0][test.points], "x", color=plots.ORANGE, label="the ten points")
-        axes.set(title=name, xlabel="x", ylabel="y", ylim=(-6, 6))
+        axes.set(title=name, xlabel="x", ylabel="y", ylim=(-8.5, 6))
         axes.legend(fontsize=7, loc="lower left", ncols=2)
     if errors:
         styles = zip(errors, (plots.BLUE, plots.ORANGE, plots.GREY), ("o-", "s--", "^:"), strict=True)
         for name, color, style in styles:
             panels[-1].plot(STEPS, errors[name].mean(0), style, color=color, label=name)
         panels[-1].set(xlabel="inner steps", ylabel="mean squared error", yscale="log", xticks=STEPS)
+        panels[-1].set_yticks([0.2, 0.5, 1, 2, 5], ["0.2", "0.5", "1", "2", "5"], minor=False)
+        panels[-1].minorticks_off()
         panels[-1].set_title(f"mean over {len(next(iter(errors.values()))):,} new waves")
         panels[-1].legend(fontsize=8)
         panels[-1].grid(alpha=0.3)

@@ -59,7 +59,8 @@ class Progress:
         rate = (self._done - self._began[1]) / max(now - self._began[0], 1e-9)
         left = (self._total - self._done) / rate if rate else float("inf")
         note = f"  {note}" if note else ""
-        say(f"{self._what} {self._done}/{self._total}  {rate:.1f} {self._unit}/s  {_clock(left)} left{note}")
+        speed = f"{rate:.1f} {self._unit}/s" if rate >= 0.1 or not rate else f"{1 / rate:.0f} s/{self._unit}"
+        say(f"{self._what} {self._done}/{self._total}  {speed}  {_clock(left)} left{note}")
 
 
 def _clock(seconds: float) -> str:

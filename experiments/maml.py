@@ -1,0 +1,213 @@
+"""MAML and its first-order relatives beside Reptile: accuracy, time, memory, and how much the update varies.
+
+The same network, tasks, inner SGD, outer Adam and evaluation for all, on Omniglot 5-way 1-shot:
+
+  maml        k steps, then the gradient of the loss on ten images set aside, through the steps (second derivatives)
+  fomaml      the same without second derivatives: the gradient where the steps have led
+  foml        the paper's first-order MAML without a query set: what the last of k minibatches does
+  reptile     what all k minibatches do
+  joint       k = 1: what Reptile and foml then are
+
+First each is trained for 600 meta-iterations; then, nothing else running, its time, memory and update are measured in a
+process of its own. Accuracy against wall time is accuracy against meta-iterations times the time of one.
+
+  python experiments/maml.py
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import common
+import numpy as np
+from matplotlib.figure import Figure
+
+from reptile_tf import flags, plots
+from reptile_tf.errors import UserError
+from reptile_tf.progress import Progress, say
+
+FLAGS = (
+    "--classes 5 --shots 1 --train-shots 10 --inner-batch 10 --sgd --learning-rate 0.02 --meta-batch 5 "
+    "--meta-optimizer adam --meta-step 0.001 --meta-iters 600 --transductive --eval-batch 5 --eval-iters 10 "
+    "--eval-interval 50 --eval-tasks 40 --eval-samples 500"
+)
+STEPS = (1, 3, 5, 10)
+ALGORITHMS = {
+    "maml": (lambda k: f"--maml --foml-tail 2 --inner-iters {k + 1}", "MAML", plots.ORANGE, "o-"),
+    "fomaml": (lambda k: f"--foml --foml-tail 2 --inner-iters {k + 1}", "MAML, first order", plots.GREEN, "s--"),
+    "foml": (lambda k: f"--foml --inner-iters {k}", "FOML", plots.SKY, "^-."),
+    "reptile": (lambda k: f"--inner-iters {k}", "Reptile", plots.BLUE, "D-"),
+}
+TASKS = 100  # to measure the variance over
+TRAINED = common.HERE.parent / "pretrained" / "omniglot-5way"
+SHOWN = 5  # the k of the learning curves
+
+
+def all_runs() -> dict[str, str]:
+    """The flags of each run; with k = 1 FOML and Reptile are joint training, and stand in the table once."""
+    runs = {"joint-1": f"{FLAGS} --inner-iters 1"}
+    for k in STEPS:
+        runs |= {
+            f"{name}-{k}": f"{FLAGS} {own(k)}"
+            for name, (own, *_) in ALGORITHMS.items()
+            if k > 1 or name in ("maml", "fomaml")
+        }
+    return runs
+
+
+def measure(own: list[str], seconds: float) -> dict[str, float]:
+    """Time, memory and variance of the meta-iterations of one setting, in this process.
+
+    Args:
+      own: flags of run_omniglot.py.
+      seconds: how long to time.
+
+    Returns:
+      "seconds" of a meta-iteration, the median; "memory_mib", by how much resident memory rose at most from before the
+      first one, building the program included; "variance_untrained" and "variance_trained", the variance of the
+      meta-gradient over tasks in units of its squared mean, at random and at trained weights.
+    """
+    import keras
+
+    import reptile_tf as rt
+    from reptile_tf import device, run, tasks, train
+
+    settings, _ = flags.parse(["", *own], "", "omniglot")
+    benchmark = run.BENCHMARKS["omniglot"]
+    stacked, _ = device.configure(settings.mode, settings.meta_batch)
+    images, _ = benchmark.load(settings)
+    classes = benchmark.for_training(benchmark.split(images, settings.seed)["train"])
+    keras.utils.set_random_seed(settings.seed)
+    learner = train.make_learner(benchmark.network(5, settings.filters), settings, benchmark.scale, stacked)
+
+    def batch(iteration: int) -> tasks.Tasks:
+        return tasks.training_tasks(classes, iteration=iteration, **settings.training_arguments())
+
+    first, before = batch(0), _resident("VmRSS")
+    untrained = learner.state()
+    learner.step(first, 1e-3)
+    times: list[float] = []
+    while sum(times) < seconds or len(times) < 3:
+        tasks_, began = batch(len(times)), time.perf_counter()
+        learner.step(tasks_, 1e-3)
+        times.append(time.perf_counter() - began)
+    found = {"seconds": statistics.median(times), "memory_mib": (_resident("VmHWM") - before) / 1024}
+    batches = [batch(i) for i in range(TASKS // settings.meta_batch)]
+    learner.restore(untrained)
+    found["variance_untrained"] = _relative_variance(np.concatenate([learner.meta_gradients(b) for b in batches]))
+    trained = rt.load(TRAINED)
+    if trained.phi.shape != learner.phi.shape:  # a smaller network, to try the script
+        return found | {"variance_trained": float("nan")}
+    learner.phi.assign(trained.phi)
+    found["variance_trained"] = _relative_variance(np.concatenate([learner.meta_gradients(b) for b in batches]))
+    return found
+
+
+def _resident(what: str) -> float:
+    """Memory of this process in KiB, now (VmRSS) or at most so far (VmHWM); Linux only."""
+    try:
+        status = pathlib.Path("/proc/self/status").read_text()
+    except OSError as error:
+        raise UserError("memory can only be measured on Linux") from error
+    return float(status.split(f"{what}:")[1].split()[0])
+
+
+def _relative_variance(gradients: np.ndarray) -> float:
+    """E‖g - E g‖² / ‖E g‖² from a sample [task, weight], both without bias."""
+    variance = float(gradients.var(0, ddof=1).sum())
+    return variance / (float((gradients.mean(0, dtype=np.float64) ** 2).sum()) - variance / len(gradients))
+
+
+def _measured(folder: pathlib.Path, name: str, own: list[str], seconds: float) -> dict[str, float]:
+    """`measure` in a process of its own; kept in the folder, so that an interrupted experiment goes on."""
+    path = folder / f"{name}.measured.json"
+    if not path.exists():
+        command = [sys.executable, __file__, "--measure", *own, "--seconds", str(seconds)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UserError(f"measuring {name} failed: {(done.stderr.splitlines() or ['?'])[-1]}")
+        common.files.write_text(path, done.stdout.splitlines()[-1] + "\n")
+    return json.loads(path.read_text())
+
+
+def run(arguments: argparse.Namespace, extra: list[str]) -> None:
+    """Trains and measures all, writes CSVs and picture."""
+    runs = common.chosen(all_runs(), arguments.only)
+    finished = common.run_all(arguments, runs, extra)
+    rows = []
+    with Progress("measurement", len(runs), unit="measurement") as progress:
+        for one in finished:
+            name, k = one.name.split("-")
+            own = [*runs[one.name].split(), *extra]
+            found = _measured(arguments.runs, one.name, own, arguments.seconds)
+            row = {"algorithm": name, "k": int(k), "meta_iterations": one.results["meta_iterations"]}
+            rows.append(row | common.percent(one.final) | {key: f"{value:.4g}" for key, value in found.items()})
+            say(f"{one.name}: " + ", ".join(f"{key} {value}" for key, value in rows[-1].items()))
+            progress.advance(1)
+    common.write_csv(arguments.out / "maml_curves.csv", common.curve_rows(finished))
+    common.write_csv(arguments.out / "maml.csv", rows)
+    figure = Figure(figsize=(12, 7.5), layout="constrained")
+    draw(figure, finished, rows)
+    common.save(figure, arguments.out / "maml.png")
+
+
+def draw(figure: Figure, runs: list[common.Run], rows: list[dict[str, Any]]) -> None:
+    """Curves for one k above, and what depends on k below."""
+    (by_iterations, by_time, variance), (accuracy, seconds, memory) = figure.subplots(2, 3)
+    of = {f"{row['algorithm']}-{row['k']}": row for row in rows}
+    curves = {f"{name}-{SHOWN}": (label, color, style[1:]) for name, (_, label, color, style) in ALGORITHMS.items()}
+    curves["joint-1"] = ("joint training", plots.GREY, ":")
+    for run in runs:
+        if run.name in curves:
+            label, color, style = curves[run.name]
+            for axes, scale in ((by_iterations, 1.0), (by_time, float(of[run.name]["seconds"]))):
+                common.draw_curves(axes, run, label, scale=scale, color=color, linestyle=style)
+    for name, (_, label, color, style) in ALGORITHMS.items():
+        # Joint training is where Reptile and FOML begin.
+        of.setdefault(f"{name}-1", of.get("joint-1"))
+        line = {k: row for k in STEPS if (row := of.get(f"{name}-{k}"))}
+        for axes, column in (
+            (accuracy, "accuracy_percent"),
+            (seconds, "seconds"),
+            (memory, "memory_mib"),
+            (variance, "variance_untrained"),
+        ):
+            axes.plot(
+                list(line), [float(row[column]) for row in line.values()], style, color=color, label=label, markersize=5
+            )
+    held_out = "accuracy on held-out characters (%)"
+    by_iterations.set(xlabel="meta-iteration", ylabel=held_out, title=f"k = {SHOWN}")
+    by_time.set(xlabel="seconds of training", ylabel=held_out, title=f"k = {SHOWN}")
+    accuracy.set(
+        ylabel="accuracy on test characters (%)", title=f"after {rows[0]['meta_iterations']:,} meta-iterations"
+    )
+    seconds.set(ylabel="seconds per meta-iteration", title="time")
+    memory.set(ylabel="MiB", title="peak memory of meta-iterations")
+    variance.set(ylabel="variance / squared mean", yscale="log", title=f"meta-gradient over {TASKS} tasks, untrained")
+    for axes in (variance, accuracy, seconds, memory):
+        axes.set(xlabel="inner steps, k", xticks=STEPS)
+    for axes in figure.axes:
+        axes.grid(alpha=0.3)
+    by_iterations.legend(fontsize=8, loc="lower right")
+
+
+def main() -> int:
+    """Reads the command line; returns the exit code."""
+    parser = common.parser(__doc__, "maml")
+    parser.add_argument("--seconds", type=float, default=8.0, help="how long the time of each setting is measured")
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    arguments, extra = parser.parse_known_args()
+    if arguments.measure:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        return common.guarded(lambda: print(json.dumps(measure(extra, arguments.seconds))))
+    return common.guarded(lambda: run(arguments, extra))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
