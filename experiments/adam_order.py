@@ -30,14 +30,16 @@ def draw(figure: Figure, runs: list[common.Run]) -> None:
     ):
         mine = [run for run in runs if run.name.startswith(mode)]
         accuracy = 100 * np.array([run.final.accuracy for run in mine])
+        ci95 = 100 * np.array([run.final.ci95 for run in mine])
+        mean = f"{accuracy.mean():.2f} ± {np.linalg.norm(ci95) / len(mine):.2f} %"
         axes.errorbar(
             [run.results["settings"]["seed"] + shift for run in mine],
             accuracy,
-            [100 * run.final.ci95 for run in mine],
+            ci95,
             fmt=marker,
             color=color,
             capsize=4,
-            label=f"{label}: mean of the seeds {accuracy.mean():.2f} %",
+            label=f"{label}: {mean} over the seeds",
         )
         axes.axhline(accuracy.mean(), color=color, linestyle="--", linewidth=1)
     axes.legend()

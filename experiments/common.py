@@ -49,7 +49,7 @@ class Run(NamedTuple):
         """On test characters, in the way that the run's flags ask for."""
         return Accuracy(**self.results["test"])
 
-    def curve(self, points: int = 20) -> Iterable[tuple[float, Accuracy]]:
+    def curve(self, points: int = 10) -> Iterable[tuple[float, Accuracy]]:
         """Held-out accuracy while training: meta-iteration and accuracy, looks taken together to about `points`."""
         return plots.curve(self.history, points)
 

@@ -62,7 +62,7 @@ def draw(figure: Figure, runs: list[common.Run]) -> None:
                 linestyle=styles[k],
             )
     for axes in panels:
-        axes.legend(loc="lower right", fontsize=8)
+        axes.legend(loc="lower left", fontsize=8)
 
 
 if __name__ == "__main__":
