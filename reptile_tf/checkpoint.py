@@ -1,22 +1,32 @@
 """The folder of a run: its configuration, its newest checkpoints, and everything the run leaves behind.
 
-A checkpoint is one .npz of plain arrays (read without pickle) that appears whole or not at all.
+A checkpoint is one .npz of plain arrays (read without pickle) that appears whole or not at all. It also holds the run's
+configuration, and its zip comment is the SHA-256 of all bytes before it: damage is noticed, named and passed over.
 """
 
+import contextlib
 import dataclasses
+import fcntl
+import hashlib
+import io
 import json
 import os
 import pathlib
 import re
+import zipfile
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from reptile_tf import files
 from reptile_tf.errors import UserError
+from reptile_tf.progress import say
 from reptile_tf.settings import Settings, flag
 
 KEEP = 2
+LOCK = ".lock"
+_DIGEST = 64  # hex digits
 
 
 class Checkpoint(NamedTuple):
@@ -49,19 +59,27 @@ class RunFolder:
     def config(self) -> dict[str, Any]:
         """What `claim` wrote: {"benchmark": name, "settings": {…}, "split": {set of classes: [names]}}.
 
+        A damaged or missing file is read from the newest whole checkpoint instead, with a warning.
+
         Raises:
           UserError: there is none, or it cannot be read.
         """
         try:
-            config = json.loads(self._config_path.read_text())
-            config["benchmark"], config["settings"], config["split"]
-        except FileNotFoundError as error:
-            raise UserError(
-                f"no run in {self.path}: it has no config.json; name its folder with --checkpoint"
-            ) from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"cannot read {self._config_path}: {error!r}") from error
-        return config
+            text = self._config_path.read_text()
+            wrong = "" if _is_config(text) else "it is damaged"
+        except FileNotFoundError:
+            wrong = "it is missing"
+        except (OSError, UnicodeDecodeError) as error:
+            wrong = str(error)
+        if wrong:
+            found = self._newest()
+            if found is None or not _is_config(found[1]):
+                raise UserError(
+                    f"no run in {self.path}: cannot read config.json ({wrong}); name its folder with --checkpoint"
+                )
+            say(f"warning: cannot read {self._config_path} ({wrong}); a checkpoint's copy of it is used")
+            text = found[1]
+        return {name: value for name, value in json.loads(text).items() if name != "sha256"}
 
     def claim(self, config: dict[str, Any]) -> None:
         """Makes the folder this run's, or finds that it already is.
@@ -69,55 +87,109 @@ class RunFolder:
         Raises:
           UserError: it is another run's, holds something else, or cannot be written to.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            found = sorted(p.name for p in self.path.iterdir() if not files.is_leftover(p))
-        except OSError as error:
-            raise UserError(f"cannot use {self.path} as --checkpoint: {error.strerror}") from error
-        if not os.access(self.path, os.W_OK):
-            raise UserError(f"cannot use {self.path} as --checkpoint: it cannot be written to")
-        if self._config_path.name in found:
+        if self._is_a_runs():
             differences = _differences(self.config(), config)
             if differences:
                 raise UserError(
                     f"{self.path} holds a run with other settings: {'; '.join(differences)}. "
                     "Choose another --checkpoint, or the same settings to go on with it"
                 )
-            return
+        text = json.dumps(config | {"sha256": _config_digest(config)}, indent=1) + "\n"
+        if not self._config_path.exists() or self._config_path.read_bytes() != text.encode():
+            files.write_text(self._config_path, text)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from training here, and removes what a killed one left half written.
+
+        A lock ends with its process, however that ends.
+
+        Raises:
+          UserError: another process has it; or the folder cannot be a run's, see `claim`.
+        """
+        self._is_a_runs()
+        try:
+            lock = open(self.path / LOCK, "a+")  # noqa: SIM115  (the body's errors are not this file's)
+        except OSError as error:
+            raise UserError(f"cannot use {self.path} as --checkpoint: {error.strerror}") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                lock.seek(0)
+                raise UserError(
+                    f"{self.path} is in use by {lock.read().strip()}: wait for it, or choose another --checkpoint"
+                ) from error
+            lock.truncate(0)
+            print(f"process {os.getpid()} on {os.uname().nodename}", file=lock, flush=True)
+            for path in filter(files.is_leftover, self.path.iterdir()):
+                path.unlink(missing_ok=True)
+            yield
+
+    def _is_a_runs(self) -> bool:
+        """Whether the folder, which is made if it does not exist, holds a run already; raises UserError as `claim`."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            found = sorted(p.name for p in self.path.iterdir() if p.name != LOCK and not files.is_leftover(p))
+        except OSError as error:
+            raise UserError(f"cannot use {self.path} as --checkpoint: {error.strerror}") from error
+        if not os.access(self.path, os.W_OK):
+            raise UserError(f"cannot use {self.path} as --checkpoint: it cannot be written to")
+        if self._config_path.name in found or self.iterations():
+            return True
         if found:
             raise UserError(f"{self.path} is not a run's folder (it holds {found[0]}); choose another --checkpoint")
-        files.write_text(self._config_path, json.dumps(config, indent=1) + "\n")
+        return False
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Adds a checkpoint and drops all but the newest few; raises UserError if the disk does not take it."""
-        path = self._checkpoint_path(checkpoint.iteration)
-        with files.replacing(path) as part:
-            np.savez(
-                part,
-                iteration=checkpoint.iteration,
-                seconds=checkpoint.seconds,
-                history=checkpoint.history,
-                **{f"state/{name}": value for name, value in checkpoint.state.items()},
-            )
+        arrays = {f"state/{name}": value for name, value in checkpoint.state.items()}
+        config = self._config_path.read_text() if self._config_path.exists() else ""
+        content = io.BytesIO()
+        np.savez(
+            content,
+            iteration=checkpoint.iteration,
+            seconds=checkpoint.seconds,
+            history=checkpoint.history,
+            config=np.frombuffer(config.encode(), np.uint8),
+            **arrays,
+        )
+        with zipfile.ZipFile(content, "a") as archive:
+            archive.comment = bytes(_DIGEST)  # its place
+        body = content.getvalue()[:-_DIGEST]
+        with files.replacing(self._checkpoint_path(checkpoint.iteration)) as part:
+            part.write_bytes(body + hashlib.sha256(body).hexdigest().encode())
         for old in self.iterations()[:-KEEP]:
             self._checkpoint_path(old).unlink(missing_ok=True)
 
     def load(self) -> Checkpoint | None:
-        """The newest checkpoint, or None before the first.
+        """The newest whole checkpoint, or None before the first; newer ones that are damaged are named in warnings.
 
         Raises:
-          UserError: it cannot be read.
+          UserError: there are some, but none is whole.
         """
-        iterations = self.iterations()
-        if not iterations:
-            return None
-        path = self._checkpoint_path(iterations[-1])
-        try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                state = {n.removeprefix("state/"): arrays[n] for n in arrays.files if n.startswith("state/")}
-                return Checkpoint(int(arrays["iteration"]), float(arrays["seconds"]), state, arrays["history"])
-        except files.NPZ_ERRORS as error:
-            raise UserError(f"cannot read {path} ({error}); delete it to go on from the one before") from error
+        found = self._newest()
+        return found and found[0]
+
+    def _newest(self) -> tuple[Checkpoint, str] | None:
+        """The newest whole checkpoint and its run's configuration, as text."""
+        damaged = []
+        for iteration in reversed(self.iterations()):
+            path = self._checkpoint_path(iteration)
+            try:
+                found = _read(path)
+            except (OSError, ValueError) as error:
+                damaged.append(f"{path} ({error})")
+                continue
+            for each in damaged:
+                say(f"warning: cannot read {each}; the checkpoint of meta-iteration {iteration} is used instead")
+            return found
+        if damaged:
+            raise UserError(
+                f"no checkpoint can be read: {', '.join(damaged)}; restore one from a copy, or choose another "
+                "--checkpoint to train anew"
+            )
+        return None
 
     def iterations(self) -> list[int]:
         """The meta-iterations that have a checkpoint, in order."""
@@ -126,6 +198,34 @@ class RunFolder:
 
     def _checkpoint_path(self, iteration: int) -> pathlib.Path:
         return self.path / f"checkpoint-{iteration:07}.npz"
+
+
+def _read(path: pathlib.Path) -> tuple[Checkpoint, str]:
+    """A checkpoint and its run's configuration; raises OSError or, for damage of any kind, ValueError."""
+    content = path.read_bytes()
+    if hashlib.sha256(content[:-_DIGEST]).hexdigest().encode() != content[-_DIGEST:]:
+        raise ValueError("it is damaged: its checksum is wrong")
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            state = {n.removeprefix("state/"): arrays[n] for n in arrays.files if n.startswith("state/")}
+            one = Checkpoint(int(arrays["iteration"]), float(arrays["seconds"]), state, arrays["history"])
+            return one, arrays["config"].tobytes().decode()
+    except files.NPZ_ERRORS as error:
+        raise ValueError(f"it is no checkpoint of this version: {error}") from error
+
+
+def _config_digest(config: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def _is_config(text: str) -> bool:
+    """Whether `text` is a whole configuration, as `claim` writes it."""
+    try:
+        config = json.loads(text)
+        config["benchmark"], config["settings"], config["split"]
+        return config.pop("sha256") == _config_digest(config)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """What the run scripts share: data and network, training, evaluation, results."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -117,6 +118,11 @@ def run(settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> Non
       train.Interrupted: SIGINT or SIGTERM while training.
     """
     folder = RunFolder(settings.checkpoint)
+    with contextlib.nullcontext() if settings.pretrained else folder.locked():
+        _run(folder, settings, chosen, benchmark)
+
+
+def _run(folder: RunFolder, settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> None:
     if settings.pretrained:
         settings = _of_network_in(folder, settings, chosen, benchmark)
     side_by_side = device.cores() if settings.pretrained else 1 if settings.in_turn else settings.meta_batch

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import shutil
 import signal
 
 import numpy as np
@@ -181,12 +180,3 @@ def test_a_folder_without_a_run_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="cannot read .*config.json"):
         RunFolder(tmp_path).config()
-
-
-def test_a_damaged_checkpoint_is_named(whole, tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(whole[0], folder)
-    newest = max(folder.glob("checkpoint-*.npz"))
-    newest.write_bytes(newest.read_bytes()[:1000])
-    with pytest.raises(UserError, match=f"cannot read {newest}"):
-        RunFolder(folder).load()

@@ -1,0 +1,132 @@
+"""Damaged files of a run: noticed, named, passed over; and files that try to run code."""
+
+import hashlib
+import io
+import pickle
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+
+from reptile_tf import Settings, UserError, meta_train
+from reptile_tf.checkpoint import RunFolder
+
+SETTINGS = Settings(
+    classes=3, shots=1, train_shots=4, inner_batch=5, inner_iters=2, meta_batch=2, meta_iters=11, save_interval=4
+)
+CONFIG = {"benchmark": "test", "settings": {"classes": 3}, "split": {"train": ["a", "b"]}}
+
+
+@pytest.fixture(scope="module")
+def whole(small_model, glyphs, tmp_path_factory):
+    """The folder of a finished run, with checkpoints of 8 and 11 meta-iterations, and its state."""
+    folder = RunFolder(tmp_path_factory.mktemp("whole") / "run")
+    folder.claim(CONFIG)
+    return folder.path, meta_train(small_model(), glyphs, SETTINGS, folder=folder).state()
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    """A copy of it."""
+    return RunFolder(shutil.copytree(whole[0], tmp_path / "run"))
+
+
+def flipped(content, bit):
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+DAMAGE = {
+    "truncated": lambda content: content[: len(content) // 2],
+    "two bytes short": lambda content: content[:-2],
+    "emptied": lambda content: b"",
+    "one bit flipped": lambda content: flipped(content, 4 * len(content)),
+    "a web page": lambda content: b"<!doctype html><title>404</title>",
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, "removed"])
+def test_the_newest_whole_checkpoint_takes_over(damage, run, whole, small_model, glyphs, capsys):
+    newest = run.path / "checkpoint-0000011.npz"
+    newest.write_bytes(DAMAGE.get(damage, bytes)(newest.read_bytes()))
+    if damage == "removed":
+        newest.unlink()
+    assert run.load().iteration == 8
+    said = capsys.readouterr().out
+    assert (f"warning: cannot read {newest}" in said) == (damage != "removed")
+    again = meta_train(small_model(), glyphs, SETTINGS, folder=run).state()
+    for name, value in whole[1].items():
+        np.testing.assert_array_equal(again[name], value, err_msg=name)
+    assert run.load().iteration == 11
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, "removed"])
+def test_the_configuration_is_read_from_a_checkpoint(damage, run, capsys):
+    path = run.path / "config.json"
+    before = path.read_bytes()
+    path.write_bytes(DAMAGE.get(damage, bytes)(before))
+    if damage == "removed":
+        path.unlink()
+    assert run.config() == CONFIG
+    assert f"warning: cannot read {path}" in capsys.readouterr().out
+    run.claim(CONFIG)  # as the same command does
+    assert path.read_bytes() == before
+
+
+def test_no_flipped_bit_goes_unnoticed(run):
+    """Of the newest checkpoint, 400 bits all over; of the configuration, all."""
+    newest, config = run.path / "checkpoint-0000011.npz", run.path / "config.json"
+    content = newest.read_bytes()
+    for bit in np.random.default_rng(0).integers(0, 8 * len(content), 400):
+        newest.write_bytes(flipped(content, int(bit)))
+        assert run.load().iteration == 8
+    newest.write_bytes(content)
+    content = config.read_bytes()
+    for bit in range(8 * len(content)):
+        config.write_bytes(flipped(content, bit))
+        assert run.config() == CONFIG
+
+
+def test_with_no_whole_checkpoint_it_says_so(run, small_model, glyphs):
+    for path in run.path.glob("checkpoint-*.npz"):
+        path.write_bytes(path.read_bytes()[:100])
+    before = {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
+    with pytest.raises(UserError, match="no checkpoint can be read: .*0000011.npz .*checksum.*0000008.npz") as caught:
+        meta_train(small_model(), glyphs, SETTINGS, folder=run)
+    assert "\n" not in str(caught.value)
+    assert {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()} == before
+
+
+class Payload:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_a_strangers_checkpoint_cannot_run_code(run, tmp_path):
+    """A planted pickle, under a right checksum."""
+    content = io.BytesIO()
+    state = np.empty(1, object)
+    state[0] = Payload(str(tmp_path / "harm"))
+    np.savez(
+        content,
+        iteration=12,
+        seconds=0.0,
+        history=np.zeros([0, 3]),
+        config=np.zeros(0, np.uint8),
+        **{"state/phi": state},
+    )
+    with zipfile.ZipFile(content, "a") as archive:
+        archive.comment = bytes(64)
+    body = content.getvalue()[:-64]
+    (run.path / "checkpoint-0000012.npz").write_bytes(body + hashlib.sha256(body).hexdigest().encode())
+    assert run.load().iteration == 11
+    assert not (tmp_path / "harm").exists()
+    pickle.loads(pickle.dumps(state))[0].close()  # the payload works
+    assert (tmp_path / "harm").exists()
