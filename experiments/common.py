@@ -1,4 +1,4 @@
-"""What the experiments on Omniglot share: runs of run_omniglot.py, a core each, and what is made of their results."""
+"""What the experiments share: runs of run_omniglot.py, a core each, and what is made of their results."""
 
 import argparse
 import concurrent.futures
@@ -19,6 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow's own convolutions are faster on images this small
 
 import numpy as np
+import tensorflow as tf
 from matplotlib.figure import Figure
 
 from reptile_tf import device, files, flags, plots
@@ -201,6 +202,11 @@ def percent(accuracy: Accuracy) -> dict[str, Any]:
         "ci95_percent": f"{100 * accuracy.ci95:.2f}",
         "tasks": accuracy.tasks,
     }
+
+
+def mean_squared_error(y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+    """The loss of the experiments with waves: floatx [sample, 1] each, to a scalar."""
+    return tf.reduce_mean((y - outputs) ** 2)
 
 
 def write_csv(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -33,11 +33,6 @@ BATCH, INNER_RATE, META_STEP = 10, 0.02, 0.1
 STEPS_BETWEEN, STEPS = 8, (0, 8, 16, 24, 32)
 
 
-def mean_squared_error(y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-    """Of [sample, 1] each, a scalar."""
-    return tf.reduce_mean((y - outputs) ** 2)
-
-
 def make_learner(seed: int) -> rt.MetaLearner:
     """The network with its optimizers, untrained; the same weights for the same seed."""
     keras.utils.set_random_seed(seed)
@@ -45,7 +40,9 @@ def make_learner(seed: int) -> rt.MetaLearner:
     for _ in range(2):
         model.add(keras.layers.Dense(64, activation="tanh"))
     model.add(keras.layers.Dense(1))
-    return rt.MetaLearner(model, keras.optimizers.SGD(INNER_RATE), keras.optimizers.SGD(), loss=mean_squared_error)
+    return rt.MetaLearner(
+        model, keras.optimizers.SGD(INNER_RATE), keras.optimizers.SGD(), loss=common.mean_squared_error
+    )
 
 
 def wave(rng: np.random.Generator) -> np.ndarray:

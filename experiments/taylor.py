@@ -68,11 +68,6 @@ def network(seed: int) -> keras.Model:
     return keras.Sequential([keras.layers.Input((1,), dtype="float64"), *layers])
 
 
-def mean_squared_error(y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-    """Of [sample, 1] each, a scalar."""
-    return tf.reduce_mean((y - outputs) ** 2)
-
-
 def draw_waves(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Tasks: x and y, float64 [task, sample, 1] each; the first SAMPLES are the first minibatch, and so on."""
     rng = tasks.generator(seed, tasks.TRAINING, 0, 0)
@@ -91,7 +86,7 @@ def two_terms(model: keras.Model, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     for of_x, of_y in zip(x, y, strict=True):
         with tf.GradientTape() as outer:
             with tf.GradientTape() as inner:
-                loss = mean_squared_error(of_y, model(of_x))
+                loss = common.mean_squared_error(of_y, model(of_x))
             gradient = inner.gradient(loss, variables)
             # H g is the gradient of ½ g·g.
             half_norm = sum(tf.reduce_sum(g * g) for g in gradient) / 2
@@ -120,7 +115,7 @@ class ExpectedMetaGradient:
             meta_gradient=theory.meta_gradient,
             meta_batch=len(dealt),
             stacked=True,
-            loss=lambda y, outputs: self._rate * mean_squared_error(y, outputs),
+            loss=lambda y, outputs: self._rate * common.mean_squared_error(y, outputs),
         )
 
     def __call__(self, rate: float) -> np.ndarray:
