@@ -13,7 +13,7 @@ QUIETLY := --quiet --quiet --disable-pip-version-check
 # For what builds packages, too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: train test lint bench demo clean
+.PHONY: train test faults lint bench demo clean
 
 $(VENV)/installed: setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=…")'
@@ -29,6 +29,10 @@ train: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# What machines do to long runs, at length: a quarter of an hour.
+faults: $(VENV)/installed
+	FAULTS_KILLS=50 $(BIN)/python -m pytest -s tests/faults
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

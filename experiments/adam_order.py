@@ -24,11 +24,14 @@ MODES = {"side": ("side by side (default)", ""), "turn": ("one after another", "
 def draw(figure: Figure, runs: list[common.Run]) -> None:
     """A point with its interval for each seed, and the mean over seeds."""
     axes = figure.add_subplot(ylabel="accuracy on test characters (%)", xticks=SEEDS, xlabel="seed")
-    axes.set_title("Omniglot 5-way 1-shot, transductive, 5,000 meta-iterations", fontsize=10)
+    length = runs[0].results["meta_iterations"]
+    axes.set_title(f"Omniglot 5-way 1-shot, transductive, {length:,} meta-iterations", fontsize=10)
     for (mode, (label, _)), color, marker, shift in zip(
         MODES.items(), (plots.BLUE, plots.ORANGE), ("o", "s"), (-0.08, 0.08), strict=True
     ):
         mine = [run for run in runs if run.name.startswith(mode)]
+        if not mine:
+            continue
         accuracy = 100 * np.array([run.final.accuracy for run in mine])
         ci95 = 100 * np.array([run.final.ci95 for run in mine])
         mean = f"{accuracy.mean():.2f} ± {np.linalg.norm(ci95) / len(mine):.2f} %"

@@ -3,8 +3,9 @@
 With SGD inside, a step on minibatch j moves the weights by -lr · g_j. First-order MAML sums only the last of the k
 gradients, Reptile all of them; here are ten combinations, on Omniglot 5-shot 5-way, minibatches that share no image.
 
-  python experiments/gradient_combinations.py                        4,000 meta-iterations
-  python experiments/gradient_combinations.py --meta-iters 40000     as in the paper; ten times as long
+  python experiments/gradient_combinations.py                         4,000 meta-iterations
+  python experiments/gradient_combinations.py --meta-iters 40000 --runs checkpoints/combinations-40000 --out full
+                                                                      as in the paper; ten times as long
 
 What the paper shows: g1 alone learns nothing useful, and the more terms, the faster.
 """

@@ -6,8 +6,9 @@ run out (here after five steps, four with a separate tail), or drawn with replac
 Reptile against the number of inner steps, on Omniglot 5-way 5-shot with ten shots to train on, minibatches of ten, Adam
 inside.
 
-  python experiments/inner_minibatches.py                        1,000 meta-iterations: 18 runs, half an hour
-  python experiments/inner_minibatches.py --meta-iters 100000    the length of the paper's other runs
+  python experiments/inner_minibatches.py                         1,000 meta-iterations: 18 runs, half an hour
+  python experiments/inner_minibatches.py --meta-iters 100000 --runs checkpoints/minibatches-100000 --out full
+                                                                  the length of the paper's other runs
 
 What the paper shows: with a shared tail first-order MAML falls far behind once its last minibatch has been seen before.
 """

@@ -15,6 +15,7 @@ process of its own. Accuracy against wall time is accuracy against meta-iteratio
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -22,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import common
@@ -69,10 +71,10 @@ def measure(own: list[str], seconds: float) -> dict[str, float]:
       seconds: how long to time.
 
     Returns:
-      "seconds" of a meta-iteration, the median; "memory_mib", by how much resident memory rose at most from before the
-      first one, building the program included; "variance_untrained" and "variance_trained", the variance of the
-      meta-gradient over TASKS tasks in units of their mean's square, at random and at trained weights. It is TASKS at
-      most, where the mean is nothing but what is left of the noise.
+      "seconds" of a meta-iteration, the median, drawing its tasks included; "memory_mib", by how much resident memory
+      rose at most from before the first one, building the program included; "variance_untrained" and
+      "variance_trained", the variance of the meta-gradient over TASKS tasks in units of their mean's square, at random
+      and at trained weights. It is about TASKS where the mean of so many is nothing but what is left of the noise.
     """
     import keras
 
@@ -91,12 +93,13 @@ def measure(own: list[str], seconds: float) -> dict[str, float]:
         return tasks.training_tasks(classes, iteration=iteration, **settings.training_arguments())
 
     first, before = batch(0), _resident("VmRSS")
+    _forget_peak()
     untrained = learner.state()
     learner.step(first, 1e-3)
     times: list[float] = []
     while sum(times) < seconds or len(times) < 3:
-        tasks_, began = batch(len(times)), time.perf_counter()
-        learner.step(tasks_, 1e-3)
+        began = time.perf_counter()
+        learner.step(batch(len(times)), 1e-3)
         times.append(time.perf_counter() - began)
     found = {"seconds": statistics.median(times), "memory_mib": (_resident("VmHWM") - before) / 1024}
     batches = [batch(i) for i in range(TASKS // settings.meta_batch)]
@@ -111,12 +114,22 @@ def measure(own: list[str], seconds: float) -> dict[str, float]:
 
 
 def _resident(what: str) -> float:
-    """Memory of this process in KiB, now (VmRSS) or at most so far (VmHWM); Linux only."""
+    """Memory of this process in KiB, now (VmRSS) or at most since `_forget_peak` (VmHWM)."""
+    with _only_on_linux():
+        return float(pathlib.Path("/proc/self/status").read_text().split(f"{what}:")[1].split()[0])
+
+
+def _forget_peak() -> None:
+    with _only_on_linux():
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+
+@contextlib.contextmanager
+def _only_on_linux() -> Iterator[None]:
     try:
-        status = pathlib.Path("/proc/self/status").read_text()
+        yield
     except OSError as error:
-        raise UserError("memory can only be measured on Linux") from error
-    return float(status.split(f"{what}:")[1].split()[0])
+        raise UserError(f"memory is measured by Linux's /proc/self, which cannot be used here: {error}") from error
 
 
 def _relative_variance(gradients: np.ndarray) -> float:
@@ -127,14 +140,16 @@ def _relative_variance(gradients: np.ndarray) -> float:
 
 def _measured(folder: pathlib.Path, name: str, own: list[str], seconds: float) -> dict[str, float]:
     """`measure` in a process of its own; kept in the folder, so that an interrupted experiment goes on."""
-    path = folder / f"{name}.measured.json"
-    if not path.exists():
-        command = [sys.executable, __file__, "--measure", *own, "--seconds", str(seconds)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    path, flags_ = folder / f"{name}.measured.json", [*own, "--seconds", str(seconds)]
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    if kept.get("flags") != flags_:
+        command = [sys.executable, __file__, "--measure", *flags_]
+        done = subprocess.run(command, capture_output=True, text=True, env=common.ENVIRONMENT, check=False)
         if done.returncode:
             raise UserError(f"measuring {name} failed: {(done.stderr.splitlines() or ['?'])[-1]}")
-        common.files.write_text(path, done.stdout.splitlines()[-1] + "\n")
-    return json.loads(path.read_text())
+        kept = {"flags": flags_, "found": json.loads(done.stdout.splitlines()[-1])}
+        common.files.write_text(path, json.dumps(kept) + "\n")
+    return kept["found"]
 
 
 def run(arguments: argparse.Namespace, extra: list[str]) -> None:
@@ -169,9 +184,9 @@ def draw(figure: Figure, runs: list[common.Run], rows: list[dict[str, Any]]) -> 
             label, color, style = curves[run.name]
             for axes, scale in ((by_iterations, 1.0), (by_time, float(of[run.name]["seconds"]))):
                 common.draw_curves(axes, run, label, scale=scale, color=color, linestyle=style)
+    if "joint-1" in of:
+        of["reptile-1"] = of["foml-1"] = of["joint-1"]  # which is where these two begin
     for name, (_, label, color, style) in ALGORITHMS.items():
-        # Joint training is where Reptile and FOML begin.
-        of.setdefault(f"{name}-1", of.get("joint-1"))
         line = {k: row for k in STEPS if (row := of.get(f"{name}-{k}"))}
         for axes, column in (
             (accuracy, "accuracy_percent"),
@@ -189,7 +204,7 @@ def draw(figure: Figure, runs: list[common.Run], rows: list[dict[str, Any]]) -> 
         ylabel="accuracy on test characters (%)", title=f"after {rows[0]['meta_iterations']:,} meta-iterations"
     )
     seconds.set(ylabel="seconds per meta-iteration", title="time")
-    memory.set(ylabel="MiB", title="peak memory of meta-iterations")
+    memory.set(ylabel="MiB", title="memory added at most, building the program included")
     variance.set(ylabel="variance / ‖mean‖²", yscale="log", title=f"meta-gradient over {TASKS} tasks, untrained")
     for axes in (variance, accuracy, seconds, memory):
         axes.set(xlabel="inner steps, k", xticks=STEPS)

@@ -172,8 +172,8 @@ def main() -> int:
     parser.add_argument("--watch", action="store_true", help="draw the picture anew while it learns")
     parser.add_argument("--out", type=pathlib.Path, default=common.HERE / "results", help="folder of CSV and picture")
     arguments = parser.parse_args()
-    if arguments.meta_iters < 1 or arguments.tasks < 2 or arguments.seed < 0:
-        parser.error("--meta-iters must be at least 1, --tasks at least 2, --seed at least 0")
+    if arguments.meta_iters < 1 or arguments.tasks < 2 or not 0 <= arguments.seed < 2**32:
+        parser.error("--meta-iters must be at least 1, --tasks at least 2, --seed from 0 to 2**32 - 1")
     return common.guarded(lambda: run(arguments))
 
 

@@ -144,8 +144,8 @@ def run(arguments: argparse.Namespace) -> None:
                 found = fit(meta_gradient(rate), terms, rate)
                 rows.append(
                     {"algorithm": name, "k": k, "rate": rate}
-                    | {"avg_grad": f"{found.avg_grad:.6f}", "theory_avg_grad": first}
-                    | {"avg_grad_inner": f"{found.avg_grad_inner:.6f}", "theory_avg_grad_inner": second}
+                    | {"avg_grad": f"{found.avg_grad:.6f}", "theory_avg_grad": f"{first:g}"}
+                    | {"avg_grad_inner": f"{found.avg_grad_inner:.6f}", "theory_avg_grad_inner": f"{second:g}"}
                     | {"residual": f"{found.residual:.2e}"}
                 )
             say(
@@ -167,7 +167,7 @@ def draw(figure: Figure, rows: list[dict]) -> None:
     for name, k in itertools.product(THEORY, STEPS):
         mine = [row for row in rows if (row["algorithm"], row["k"]) == (name, k)]
         found = np.array([float(row["avg_grad_inner"]) for row in mine])
-        theory = mine[0]["theory_avg_grad_inner"]
+        theory = float(mine[0]["theory_avg_grad_inner"])
         options = {"color": colors[name], "markersize": 4, "label": f"{name}, k = {k}"}
         panels[0].plot(RATES, found, styles[k], **options)
         panels[0].axhline(theory, color=colors[name], linewidth=0.6, alpha=0.6)
@@ -192,8 +192,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, default=common.HERE / "results", help="folder of CSV and picture")
     arguments = parser.parse_args()
-    if arguments.tasks < 1 or arguments.seed < 0:
-        parser.error("--tasks must be at least 1, --seed at least 0")
+    if arguments.tasks < 1 or not 0 <= arguments.seed < 2**32:
+        parser.error("--tasks must be at least 1, --seed from 0 to 2**32 - 1")
     return common.guarded(lambda: run(arguments))
 
 

@@ -55,6 +55,7 @@ class RunFolder:
     def __init__(self, path: str | pathlib.Path):
         self.path = pathlib.Path(path)
         self._config_path = self.path / "config.json"
+        self._text = ""  # the configuration, once claimed, for the checkpoints' copies
 
     def config(self) -> dict[str, Any]:
         """What `claim` wrote: {"benchmark": name, "settings": {…}, "split": {set of classes: [names]}}.
@@ -72,13 +73,12 @@ class RunFolder:
         except (OSError, UnicodeDecodeError) as error:
             wrong = str(error)
         if wrong:
-            found = self._newest()
-            if found is None or not _is_config(found[1]):
+            text = next((copy for _, copy in self._whole([]) if _is_config(copy)), None)
+            if text is None:
                 raise UserError(
                     f"no run in {self.path}: cannot read config.json ({wrong}); name its folder with --checkpoint"
                 )
             say(f"warning: cannot read {self._config_path} ({wrong}); a checkpoint's copy of it is used")
-            text = found[1]
         return {name: value for name, value in json.loads(text).items() if name != "sha256"}
 
     def claim(self, config: dict[str, Any]) -> None:
@@ -94,9 +94,9 @@ class RunFolder:
                     f"{self.path} holds a run with other settings: {'; '.join(differences)}. "
                     "Choose another --checkpoint, or the same settings to go on with it"
                 )
-        text = json.dumps(config | {"sha256": _config_digest(config)}, indent=1) + "\n"
-        if not self._config_path.exists() or self._config_path.read_bytes() != text.encode():
-            files.write_text(self._config_path, text)
+        self._text = json.dumps(config | {"sha256": _config_digest(config)}, indent=1) + "\n"
+        if not self._config_path.exists() or self._config_path.read_bytes() != self._text.encode():
+            files.write_text(self._config_path, self._text)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -117,13 +117,17 @@ class RunFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 lock.seek(0)
+                holder = lock.read().strip() or "another process"
                 raise UserError(
-                    f"{self.path} is in use by {lock.read().strip()}: wait for it, or choose another --checkpoint"
+                    f"{self.path} is in use by {holder}: wait for it, or choose another --checkpoint"
                 ) from error
+            except OSError as error:
+                raise UserError(f"cannot lock {lock.name}: {error.strerror}; choose another --checkpoint") from error
             lock.truncate(0)
             print(f"process {os.getpid()} on {os.uname().nodename}", file=lock, flush=True)
             for path in filter(files.is_leftover, self.path.iterdir()):
-                path.unlink(missing_ok=True)
+                if not path.name.startswith(".evaluation-"):  # which is written without the lock
+                    path.unlink(missing_ok=True)
             yield
 
     def _is_a_runs(self) -> bool:
@@ -144,14 +148,13 @@ class RunFolder:
     def save(self, checkpoint: Checkpoint) -> None:
         """Adds a checkpoint and drops all but the newest few; raises UserError if the disk does not take it."""
         arrays = {f"state/{name}": value for name, value in checkpoint.state.items()}
-        config = self._config_path.read_text() if self._config_path.exists() else ""
         content = io.BytesIO()
         np.savez(
             content,
             iteration=checkpoint.iteration,
             seconds=checkpoint.seconds,
             history=checkpoint.history,
-            config=np.frombuffer(config.encode(), np.uint8),
+            config=np.frombuffer(self._text.encode(), np.uint8),
             **arrays,
         )
         with zipfile.ZipFile(content, "a") as archive:
@@ -168,28 +171,27 @@ class RunFolder:
         Raises:
           UserError: there are some, but none is whole.
         """
-        found = self._newest()
-        return found and found[0]
-
-    def _newest(self) -> tuple[Checkpoint, str] | None:
-        """The newest whole checkpoint and its run's configuration, as text."""
-        damaged = []
-        for iteration in reversed(self.iterations()):
-            path = self._checkpoint_path(iteration)
-            try:
-                found = _read(path)
-            except (OSError, ValueError) as error:
-                damaged.append(f"{path} ({error})")
-                continue
+        damaged: list[str] = []
+        found = next(self._whole(damaged), None)
+        if found:
             for each in damaged:
-                say(f"warning: cannot read {each}; the checkpoint of meta-iteration {iteration} is used instead")
-            return found
+                say(f"warning: cannot read {each}; meta-iteration {found[0].iteration} is gone back to")
+            return found[0]
         if damaged:
             raise UserError(
                 f"no checkpoint can be read: {', '.join(damaged)}; restore one from a copy, or choose another "
                 "--checkpoint to train anew"
             )
         return None
+
+    def _whole(self, damaged: list[str]) -> Iterator[tuple[Checkpoint, str]]:
+        """The whole checkpoints, newest first, with their run's configuration as text; the others go to `damaged`."""
+        for iteration in reversed(self.iterations()):
+            path = self._checkpoint_path(iteration)
+            try:
+                yield _read(path)
+            except (OSError, ValueError) as error:
+                damaged.append(f"{path} ({error})")
 
     def iterations(self) -> list[int]:
         """The meta-iterations that have a checkpoint, in order."""
@@ -204,7 +206,7 @@ def _read(path: pathlib.Path) -> tuple[Checkpoint, str]:
     """A checkpoint and its run's configuration; raises OSError or, for damage of any kind, ValueError."""
     content = path.read_bytes()
     if hashlib.sha256(content[:-_DIGEST]).hexdigest().encode() != content[-_DIGEST:]:
-        raise ValueError("it is damaged: its checksum is wrong")
+        raise ValueError("it is damaged, or of an earlier version: its checksum is wrong")
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             state = {n.removeprefix("state/"): arrays[n] for n in arrays.files if n.startswith("state/")}

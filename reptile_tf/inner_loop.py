@@ -91,9 +91,9 @@ class Network:
         """The loss of each task: [stack, weight], [stack, batch, ...], [stack, batch] to [stack]."""
         return self._each(self._total_loss, weights, x, y)
 
-    def differentiates_twice(self) -> bool:
-        """Whether the gradient of `gradient` is right, too (see `layers.differentiates_twice`)."""
-        return layers.differentiates_twice(self._model)
+    def not_differentiable_twice(self) -> list[str]:
+        """The layers through which the gradient of `gradient` would be wrong (see `layers`)."""
+        return layers.not_differentiable_twice(self._model)
 
     def _apply(self, weights, x):
         x = tf.cast(x, self.dtype) * tf.constant(self.scale, self.dtype)
@@ -130,7 +130,7 @@ class Lane:
         self._network = network
         self._weight_decay = weight_decay
         config = optimizer.get_config()
-        self._is_plain_sgd = config == keras.optimizers.SGD(config["learning_rate"], name=config["name"]).get_config()
+        self._is_plain_sgd = _is_plain_sgd(optimizer)
         self._optimizer = type(optimizer).from_config(config)
         self.weights = tf.Variable(tf.zeros([stack, network.size], network.dtype))
         self._optimizer.build([self.weights])
@@ -175,8 +175,10 @@ class Lane:
         """
         if not self._is_plain_sgd:
             raise ValueError("MAML differentiates through the inner steps, which must be plain SGD (--sgd)")
-        if not self._network.differentiates_twice():
-            raise ValueError("MAML cannot differentiate a subclassed model's batch norm twice: use a functional model")
+        if names := self._network.not_differentiable_twice():
+            raise ValueError(
+                f"MAML cannot differentiate twice through {', '.join(names)}: use batch norm in a flat functional model"
+            )
         if self._weight_decay != 1:
             weights *= tf.constant(self._weight_decay, weights.dtype)
         rate = tf.cast(self._optimizer.learning_rate, weights.dtype)
@@ -189,6 +191,14 @@ class Lane:
     def outputs(self, x: tf.Tensor) -> tf.Tensor:
         """The network's outputs with the lane's weights: [stack, batch, ...] to [stack, batch, ...]."""
         return self._network.outputs(self.weights.value(), x)
+
+
+def _is_plain_sgd(optimizer: keras.Optimizer) -> bool:
+    """Whether an optimizer is SGD of a constant rate, with nothing else to it."""
+    config = optimizer.get_config()
+    if type(optimizer) is not keras.optimizers.SGD or not isinstance(config["learning_rate"], float):
+        return False
+    return config == keras.optimizers.SGD(config["learning_rate"], name=config["name"]).get_config()
 
 
 def _samples(tasks: Tasks, samples: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

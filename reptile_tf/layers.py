@@ -132,12 +132,19 @@ def _fits_fused(layer: keras.Layer) -> bool:
 
 
 def _is_batch_norm(layer: keras.Layer) -> bool:
-    return type(layer) is keras.layers.BatchNormalization
+    """Whether a layer is a batch norm of images or features over the batch at hand, at full precision."""
+    return (
+        type(layer) is keras.layers.BatchNormalization
+        and layer.trainable  # else Keras uses the moving averages
+        and len(layer.input.shape) in (2, 4)  # sequences may have masks
+        and layer.compute_dtype in ("float32", "float64")
+    )
 
 
-def differentiates_twice(model: keras.Model) -> bool:
-    """Whether second derivatives of a model are right: not through Keras's own batch norm."""
-    return not any(_is_batch_norm(layer) for layer in model._flatten_layers())
+def not_differentiable_twice(model: keras.Model) -> list[str]:
+    """The names of a model's layers that take their variance by tf.nn.moments (see SmoothBatchNormalization)."""
+    norms = (keras.layers.BatchNormalization, keras.layers.LayerNormalization, keras.layers.GroupNormalization)
+    return [layer.name for layer in model._flatten_layers() if type(layer) in norms]
 
 
 def _fits_matmul(layer: keras.Layer) -> bool:

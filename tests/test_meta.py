@@ -363,15 +363,34 @@ def test_first_order_maml_needs_a_last_minibatch_apart(small_model, glyphs):
         learner(small_model(), sgd(), meta_gradient=foml).step(batch, 0.1)
 
 
+def test_an_inner_optimizer_may_have_a_schedule(small_model, glyphs):
+    """It counts steps over all tasks, as Adam does."""
+    batch = tasks.training_tasks(glyphs, iteration=0, **TRAINING)
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([2], [1e-2, 0.0])
+    moved = [learner(small_model(), sgd(rate)).step(batch, 0.1) for rate in (schedule, 1e-2)]
+    assert 0 < moved[0] < moved[1]
+
+
 def test_maml_needs_plain_sgd_and_a_batch_norm_that_it_can_differentiate(small_model, glyphs):
     batch = tasks.training_tasks(glyphs, iteration=0, foml=True, **TRAINING)
-    for inner in (adam(), keras.optimizers.SGD(0.01, momentum=0.9), keras.optimizers.SGD(0.01, clipvalue=1.0)):
+    schedule = keras.optimizers.schedules.CosineDecay(0.1, 10)
+    for options in ({"momentum": 0.9}, {"clipvalue": 1.0}, {"learning_rate": schedule}, None):
+        inner = adam() if options is None else keras.optimizers.SGD(**({"learning_rate": 0.01} | options))
         with pytest.raises(ValueError, match="must be plain SGD"):
             learner(small_model(), inner, meta_gradient=maml).step(batch, 0.1)
     subclassed = Subclassed(small_model())
     subclassed(np.zeros((1, 28, 28, 1)))
-    with pytest.raises(ValueError, match="use a functional model"):
-        learner(subclassed, sgd(), meta_gradient=maml).step(batch, 0.1)
+    layer_norm = keras.Sequential(
+        [
+            keras.layers.Input((28, 28, 1)),
+            keras.layers.LayerNormalization(),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3),
+        ]
+    )
+    for model in (subclassed, layer_norm):
+        with pytest.raises(ValueError, match="cannot differentiate twice through (batch|layer)_norm"):
+            learner(model, sgd(), meta_gradient=maml).step(batch, 0.1)
 
 
 def test_convolutions_of_a_subclassed_model_cannot_be_stacked(small_model):

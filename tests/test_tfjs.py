@@ -248,7 +248,7 @@ def test_the_demos_model_serves_other_numbers_of_classes(way, least, tmp_path):
 
 @in_node
 @on_omniglot
-def test_the_demos_model_classifies_classifies_real_drawings_as_python_does(tmp_path):
+def test_the_demos_model_classifies_real_drawings_as_python_does(tmp_path):
     """Task by task on test characters; DEMO_TASKS is how many (500 take minutes)."""
     count = int(os.environ.get("DEMO_TASKS", "16"))
     learner, steps = learner_of(DEMO / "model")

@@ -122,7 +122,8 @@ export class Learner {
  *
  * In training, a task's classes are numbered at random, so any trained column serves any class, and fewer classes take
  * the first ones. A further column has to differ from the others, or classes would move together, and to lie where the
- * layers below were trained to look: it is a trained column mirrored at the mean of all of them. Its moments are the mean.
+ * layers below were trained to look: it is a trained column mirrored at the mean of all of them, and further out the more
+ * columns there are. (Of two, one is the other's mirror image, so that it begins further out.) Its moments are the mean.
  */
 function forWays({ name, shape, values }, artifact, ways, mirrored = 1) {
   const head = artifact.topology.model_config.config.layers.at(-1).config.name;
@@ -133,7 +134,8 @@ function forWays({ name, shape, values }, artifact, ways, mirrored = 1) {
     const row = values.subarray(Math.floor(i / ways) * trained).subarray(0, trained);
     if (column < trained) return row[column];
     const mean = row.reduce((a, b) => a + b) / trained;
-    return mean - mirrored * Math.floor(column / trained) * (row[column % trained] - mean);
+    const far = Math.floor(column / trained) * (trained === 2 ? 2 : 1);
+    return mean - mirrored * far * (row[column % trained] - mean);
   });
   return { name, shape: [...shape.slice(0, -1), ways], values: widened };
 }

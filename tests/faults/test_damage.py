@@ -75,6 +75,14 @@ def test_the_configuration_is_read_from_a_checkpoint(damage, run, capsys):
     assert path.read_bytes() == before
 
 
+def test_checkpoints_do_not_copy_a_configuration_that_was_damaged_meanwhile(run):
+    run.claim(CONFIG)
+    (run.path / "config.json").write_bytes(b"\xff{")
+    for iteration in (12, 13, 14):
+        run.save(run.load()._replace(iteration=iteration))
+    assert RunFolder(run.path).config() == CONFIG
+
+
 def test_no_flipped_bit_goes_unnoticed(run):
     """Of the newest checkpoint, 400 bits all over; of the configuration, all."""
     newest, config = run.path / "checkpoint-0000011.npz", run.path / "config.json"

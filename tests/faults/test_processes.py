@@ -1,6 +1,6 @@
 """Training as a real process: killed at any moment, and two of them in one folder.
 
-FAULTS_KILLS is how often the driver kills (50 in `make faults`).
+FAULTS_KILLS is how often the driver kills (50 in `make faults`), FAULTS_SEED decides when.
 """
 
 import os
@@ -18,6 +18,7 @@ from reptile_tf.checkpoint import RunFolder
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 KILLS = int(os.environ.get("FAULTS_KILLS", "4"))
+SEED = int(os.environ.get("FAULTS_SEED", time.time_ns() % 2**32))  # other moments every time
 SAVE_INTERVAL = 20
 # Fast meta-iterations and many checkpoints: about a third of the time goes into writing them.
 COMMAND = [
@@ -36,6 +37,16 @@ def newest(folder):
     return max(RunFolder(folder).iterations(), default=0)
 
 
+def wait_for(folder, iteration, process):
+    """Until a checkpoint of so many meta-iterations is there; kills a process that takes two minutes for it."""
+    deadline = time.monotonic() + 120
+    while newest(folder) < iteration:
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(process.communicate()[0])
+        time.sleep(0.001)
+
+
 def ended(process):
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
@@ -45,15 +56,12 @@ def ended(process):
 def test_killed_at_random_moments_it_ends_with_the_same_weights(tmp_path):
     """It always resumes, loses one checkpoint interval at most, and never needs a hand."""
     meta_iters = SAVE_INTERVAL * 20 * (KILLS + 2)
-    rng, folder = np.random.default_rng(), tmp_path / "killed"
+    rng, folder = np.random.default_rng(SEED), tmp_path / "killed"
+    print(f"FAULTS_SEED={SEED}")
     in_writing = 0
     for kill in range(KILLS):
         process, before = start(folder, meta_iters), newest(folder)
-        goal, deadline = before + SAVE_INTERVAL * int(rng.integers(1, 20)), time.monotonic() + 120
-        while newest(folder) < goal:
-            assert process.poll() is None, process.stdout.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        wait_for(folder, before + SAVE_INTERVAL * int(rng.integers(1, 20)), process)
         time.sleep(rng.uniform(0, 0.02))
         process.send_signal(signal.SIGKILL)
         output, _ = process.communicate(timeout=60)
@@ -73,9 +81,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(tmp_path):
 def running(tmp_path):
     """A run that has saved its first checkpoint."""
     process = start(tmp_path / "run", 10**7)
-    while not newest(tmp_path / "run"):
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.01)
+    wait_for(tmp_path / "run", 1, process)
     yield process
     process.kill()
     process.communicate()
@@ -91,10 +97,15 @@ def test_a_second_process_is_refused_and_a_dead_ones_lock_is_none(running, tmp_p
     running.wait()
     done = newest(tmp_path / "run")
     third = start(tmp_path / "run", 10**7)
-    try:
-        while newest(tmp_path / "run") <= done:
-            assert third.poll() is None, third.stdout.read()
-            time.sleep(0.01)
-    finally:
-        third.kill()
-        third.communicate()
+    wait_for(tmp_path / "run", done + 1, third)
+    third.kill()
+    third.communicate()
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    part = tmp_path / "run" / ".checkpoint-0000020.1.part.npz"
+    part.parent.mkdir()
+    part.write_bytes(b"PK half of it")
+    ended(start(tmp_path / "run", 20))
+    assert not part.exists()
+    assert newest(tmp_path / "run") == 20
