@@ -85,7 +85,7 @@ def test_what_does_not_fit_stays_as_it_is():
             keras.layers.Input((8, 8, 4)),
             keras.layers.Conv2D(4, 3, groups=2),
             keras.layers.Conv2D(4, 3, dilation_rate=2, activation="relu"),
-            keras.layers.BatchNormalization(scale=False),
+            keras.layers.BatchNormalization(trainable=False),
         ]
     )
     for stacked in (False, True):
