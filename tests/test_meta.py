@@ -366,7 +366,7 @@ def test_first_order_maml_needs_a_last_minibatch_apart(small_model, glyphs):
 def test_an_inner_optimizer_may_have_a_schedule(small_model, glyphs):
     """It counts steps over all tasks, as Adam does."""
     batch = tasks.training_tasks(glyphs, iteration=0, **TRAINING)
-    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([2], [1e-2, 0.0])
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0], [1e-2, 0.0])
     moved = [learner(small_model(), sgd(rate)).step(batch, 0.1) for rate in (schedule, 1e-2)]
     assert 0 < moved[0] < moved[1]
 
