@@ -204,7 +204,7 @@ def draw(figure: Figure, runs: list[common.Run], rows: list[dict[str, Any]]) -> 
         ylabel="accuracy on test characters (%)", title=f"after {rows[0]['meta_iterations']:,} meta-iterations"
     )
     seconds.set(ylabel="seconds per meta-iteration", title="time")
-    memory.set(ylabel="MiB", title="memory added at most, building the program included")
+    memory.set(ylabel="MiB", title="peak memory added, compiling included")
     variance.set(ylabel="variance / ‖mean‖²", yscale="log", title=f"meta-gradient over {TASKS} tasks, untrained")
     for axes in (variance, accuracy, seconds, memory):
         axes.set(xlabel="inner steps, k", xticks=STEPS)
