@@ -67,7 +67,7 @@ class RunFolder:
         """
         try:
             text = self._config_path.read_text()
-            wrong = "" if _is_config(text) else "it is damaged"
+            wrong = "" if _is_config(text) else "it is damaged, or of an earlier version"
         except FileNotFoundError:
             wrong = "it is missing"
         except (OSError, UnicodeDecodeError) as error:
@@ -94,20 +94,19 @@ class RunFolder:
                     f"{self.path} holds a run with other settings: {'; '.join(differences)}. "
                     "Choose another --checkpoint, or the same settings to go on with it"
                 )
-        self._text = json.dumps(config | {"sha256": _config_digest(config)}, indent=1) + "\n"
+        self._text = config_text(config)
         if not self._config_path.exists() or self._config_path.read_bytes() != self._text.encode():
             files.write_text(self._config_path, self._text)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other processes from training here, and removes what a killed one left half written.
+        """Keeps other processes from training here, once claimed, and removes what a killed one left half written.
 
         A lock ends with its process, however that ends.
 
         Raises:
-          UserError: another process has it; or the folder cannot be a run's, see `claim`.
+          UserError: another process has it, or there can be none.
         """
-        self._is_a_runs()
         try:
             lock = open(self.path / LOCK, "a+")  # noqa: SIM115  (the body's errors are not this file's)
         except OSError as error:
@@ -214,6 +213,11 @@ def _read(path: pathlib.Path) -> tuple[Checkpoint, str]:
             return one, arrays["config"].tobytes().decode()
     except files.NPZ_ERRORS as error:
         raise ValueError(f"it is no checkpoint of this version: {error}") from error
+
+
+def config_text(config: dict[str, Any]) -> str:
+    """A configuration as config.json holds it, with its checksum."""
+    return json.dumps(config | {"sha256": _config_digest(config)}, indent=1) + "\n"
 
 
 def _config_digest(config: dict[str, Any]) -> str:

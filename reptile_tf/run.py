@@ -118,11 +118,18 @@ def run(settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> Non
       train.Interrupted: SIGINT or SIGTERM while training.
     """
     folder = RunFolder(settings.checkpoint)
-    with contextlib.nullcontext() if settings.pretrained else folder.locked():
-        _run(folder, settings, chosen, benchmark)
+    with contextlib.ExitStack() as held:
+        _run(folder, settings, chosen, benchmark, held)
 
 
-def _run(folder: RunFolder, settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> None:
+def _run(
+    folder: RunFolder,
+    settings: Settings,
+    chosen: frozenset[str],
+    benchmark: Benchmark,
+    held: contextlib.ExitStack,
+) -> None:
+    """`run`; `held` gets the folder's lock."""
     if settings.pretrained:
         settings = _of_network_in(folder, settings, chosen, benchmark)
     side_by_side = device.cores() if settings.pretrained else 1 if settings.in_turn else settings.meta_batch
@@ -138,6 +145,7 @@ def _run(folder: RunFolder, settings: Settings, chosen: frozenset[str], benchmar
     else:
         sets = benchmark.split(images, settings.seed)
         _claim(folder, sets, settings, benchmark)
+        held.enter_context(folder.locked())
         say(f"training; checkpoints and TensorBoard events go to {folder.path}")
         sets["train"] = benchmark.for_training(sets["train"])
         held_out = sets[benchmark.held_out]

@@ -15,7 +15,7 @@ from matplotlib import image
 
 import reptile_tf
 from reptile_tf import cli, device
-from reptile_tf.checkpoint import RunFolder
+from reptile_tf.checkpoint import RunFolder, config_text
 from reptile_tf.errors import UserError
 from reptile_tf.evaluate import Accuracy, BothWays
 
@@ -92,8 +92,7 @@ def test_load_gives_the_trained_learner_back(trained):
     [({"benchmark": "chess"}, "does not know: KeyError.*chess"), ({"settings": {"depth": 3}}, "does not know.*depth")],
 )
 def test_load_names_a_network_that_it_does_not_know(trained, tmp_path, of_config, message):
-    config = json.loads((trained[0] / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | of_config))
+    (tmp_path / "config.json").write_text(config_text(RunFolder(trained[0]).config() | of_config))
     with pytest.raises(UserError, match=message):
         reptile_tf.load(tmp_path)
 
@@ -221,9 +220,9 @@ def test_pretrained_tests_on_the_checkpoints_own_split(main, trained, tmp_path, 
     """Not on one drawn anew, which would hold characters that the network was trained on."""
     folder = tmp_path / "run"
     shutil.copytree(trained[0], folder)
-    config = json.loads((folder / "config.json").read_text())
+    config = RunFolder(folder).config()
     config["split"] = {"train": config["split"]["test"], "test": config["split"]["train"]}
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(config_text(config))
     tested = {}
 
     def meta_test_both_ways(learner, classes, settings, progress, **options):
