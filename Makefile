@@ -30,7 +30,7 @@ train: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-# What machines do to long runs, at length: a quarter of an hour.
+# What machines do to long runs, at length: a process killed fifty times.
 faults: $(VENV)/installed
 	FAULTS_KILLS=50 $(BIN)/python -m pytest -s tests/faults
 
