@@ -1,5 +1,6 @@
 # make train   sets up a virtual environment, gets Omniglot (or uses built-in glyphs) and trains for a few minutes
 # make test    sets up the same environment and runs the tests
+# make faults  runs the tests of crashes and damaged files at length
 # make demo    builds the browser demo and serves it on this machine (PORT=8000); needs Node.js only
 
 PYTHON ?= python3

@@ -17,7 +17,6 @@ process of its own. Accuracy against wall time is accuracy against meta-iteratio
 import argparse
 import contextlib
 import json
-import os
 import pathlib
 import statistics
 import subprocess
@@ -220,7 +219,6 @@ def main() -> int:
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     arguments, extra = parser.parse_known_args()
     if arguments.measure:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         return common.guarded(lambda: print(json.dumps(measure(extra, arguments.seconds))))
     return common.guarded(lambda: run(arguments, extra))
 

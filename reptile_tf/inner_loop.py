@@ -129,9 +129,8 @@ class Lane:
     def __init__(self, network: Network, optimizer: keras.Optimizer, stack: int, weight_decay: float):
         self._network = network
         self._weight_decay = weight_decay
-        config = optimizer.get_config()
         self._is_plain_sgd = _is_plain_sgd(optimizer)
-        self._optimizer = type(optimizer).from_config(config)
+        self._optimizer = type(optimizer).from_config(optimizer.get_config())
         self.weights = tf.Variable(tf.zeros([stack, network.size], network.dtype))
         self._optimizer.build([self.weights])
         self.state = [v.value for v in self._optimizer.variables if v is not self._optimizer._learning_rate]

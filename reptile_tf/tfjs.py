@@ -203,7 +203,6 @@ def _reference(model: "keras.Model", learner: "MetaLearner", moments: list[np.nd
     way = model.output_shape[-1]
     support, query = np.split(_scribbles(way + 1, model.input_shape[1:]), [way])
     batch = np.concatenate([support, query])
-    assert model(batch, training=True).dtype == "float64"
     arrays = {"support": support, "query": query, "logits_before": model(batch, training=True).numpy()}
     for _ in range(REFERENCE_STEPS):
         for variable in model.trainable_variables if learner.weight_decay != 1 else ():

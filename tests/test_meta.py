@@ -8,6 +8,7 @@ from conftest import relative
 
 from reptile_tf import tasks
 from reptile_tf.inner_loop import Network, cross_entropy
+from reptile_tf.layers import FusedBatchNormalization, SmoothBatchNormalization
 from reptile_tf.meta import MetaLearner, foml, maml, partial_sum, reptile
 from reptile_tf.tasks import Tasks
 
@@ -212,6 +213,34 @@ def test_maml_is_the_derivative_that_finite_differences_give(float64, small_mode
         np.testing.assert_allclose(gradients @ direction, expected, rtol=1e-6)
     first_order = learner(model, sgd(0.01), meta_gradient=foml, meta_batch=2, stacked=stacked).meta_gradients(batch)
     assert relative(first_order / 0.01, gradients, np.zeros_like(gradients)) > 0.05  # so the second order matters
+
+
+def test_maml_through_the_kernels_of_float32(glyphs, request):
+    """Fused batch norm, which has no float64, and max-pooling behind it, against the form tested above."""
+
+    def gradients(phi=None, meta_gradient=maml):
+        model = keras.Sequential([keras.layers.Input((28, 28, 1))])
+        for _ in range(2):
+            model.add(keras.layers.Conv2D(4, 3, padding="same"))
+            model.add(keras.layers.BatchNormalization())
+            model.add(keras.layers.MaxPooling2D(2))
+            model.add(keras.layers.ReLU())
+        model.add(keras.layers.Flatten())
+        model.add(keras.layers.Dense(3))
+        one = learner(model, sgd(0.01), meta_gradient=meta_gradient)
+        one.phi.assign(one.phi if phi is None else phi)
+        kinds = {type(layer) for layer in one.network._model.layers}
+        return one.meta_gradients(batch), one.phi.numpy(), kinds
+
+    batch = tasks.training_tasks(glyphs, iteration=0, foml=True, **TRAINING)
+    ours, phi, kinds = gradients()
+    assert FusedBatchNormalization in kinds
+    request.getfixturevalue("float64")
+    expected, _, kinds = gradients(phi.astype(float))
+    assert SmoothBatchNormalization in kinds
+    assert relative(ours, expected, np.zeros_like(expected)) < 1e-2
+    first_order = gradients(phi.astype(float), foml)[0] / 0.01
+    assert relative(first_order, expected, np.zeros_like(expected)) > 0.1  # so the second order matters
 
 
 def test_partial_sums_are_reptile_and_first_order_maml(float64, small_model, glyphs):

@@ -161,6 +161,14 @@ def test_a_folder_with_other_settings_is_refused_with_the_differences(tmp_path):
     assert (folder.path / "config.json").read_bytes() == before
 
 
+def test_settings_that_are_newer_than_a_run_had_their_defaults(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(CONFIG)
+    folder.claim(CONFIG | {"settings": CONFIG["settings"] | {"gradients": ""}})
+    with pytest.raises(UserError, match="--maml False there, True here"):
+        folder.claim(CONFIG | {"settings": CONFIG["settings"] | {"maml": True}})
+
+
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="not a run's folder .it holds thesis.tex"):
