@@ -9,7 +9,6 @@ import dataclasses
 import fcntl
 import hashlib
 import io
-import json
 import os
 import pathlib
 import re
@@ -66,20 +65,17 @@ class RunFolder:
           UserError: there is none, or it cannot be read.
         """
         try:
-            text = self._config_path.read_text()
-            wrong = "" if _is_config(text) else "it is damaged, or of an earlier version"
+            return _config(self._config_path.read_text())
         except FileNotFoundError:
             wrong = "it is missing"
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             wrong = str(error)
-        if wrong:
-            text = next((copy for _, copy in self._whole([]) if _is_config(copy)), None)
-            if text is None:
-                raise UserError(
-                    f"no run in {self.path}: cannot read config.json ({wrong}); name its folder with --checkpoint"
-                )
-            say(f"warning: cannot read {self._config_path} ({wrong}); a checkpoint's copy of it is used")
-        return {name: value for name, value in json.loads(text).items() if name != "sha256"}
+        for _, copy in self._whole([]):
+            with contextlib.suppress(ValueError):
+                config = _config(copy)
+                say(f"warning: cannot read {self._config_path} ({wrong}); a checkpoint's copy of it is used")
+                return config
+        raise UserError(f"no run in {self.path}: cannot read config.json ({wrong}); name its folder with --checkpoint")
 
     def claim(self, config: dict[str, Any]) -> None:
         """Makes the folder this run's, or finds that it already is.
@@ -94,7 +90,7 @@ class RunFolder:
                     f"{self.path} holds a run with other settings: {'; '.join(differences)}. "
                     "Choose another --checkpoint, or the same settings to go on with it"
                 )
-        self._text = config_text(config)
+        self._text = files.sealed(config)
         if not self._config_path.exists() or self._config_path.read_bytes() != self._text.encode():
             files.write_text(self._config_path, self._text)
 
@@ -215,23 +211,12 @@ def _read(path: pathlib.Path) -> tuple[Checkpoint, str]:
         raise ValueError(f"it is no checkpoint of this version: {error}") from error
 
 
-def config_text(config: dict[str, Any]) -> str:
-    """A configuration as config.json holds it, with its checksum."""
-    return json.dumps(config | {"sha256": _config_digest(config)}, indent=1) + "\n"
-
-
-def _config_digest(config: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-
-
-def _is_config(text: str) -> bool:
-    """Whether `text` is a whole configuration, as `claim` writes it."""
-    try:
-        config = json.loads(text)
-        config["benchmark"], config["settings"], config["split"]
-        return config.pop("sha256") == _config_digest(config)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return False
+def _config(text: str) -> dict[str, Any]:
+    """The configuration in a text that `claim` wrote; raises ValueError if it is none, or damaged."""
+    config = files.unsealed(text)
+    if missing := {"benchmark", "settings", "split"} - config.keys():
+        raise ValueError(f"it says nothing of {', '.join(sorted(missing))}")
+    return config
 
 
 def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:

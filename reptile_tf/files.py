@@ -1,16 +1,27 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and show when they are damaged."""
 
 import contextlib
+import hashlib
+import json
 import os
 import pathlib
 import re
 import zipfile
 from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 
 from reptile_tf.errors import UserError
 
 # What np.load raises, with allow_pickle off, when the bytes are not those of a sound .npz.
 NPZ_ERRORS = (OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile)
+
+_BLOCK = 16 << 20  # bytes
+
+
+class WriteError(UserError):
+    """A file that could not be written; what was there before is as it was."""
 
 
 @contextlib.contextmanager
@@ -20,7 +31,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     Until then an older file at `path` stays as it is; if the body raises, nothing is left behind.
 
     Raises:
-      UserError: the folder cannot be written to, or the disk is full.
+      WriteError: the folder cannot be written to, or the disk is full.
     """
     path = pathlib.Path(path)
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
@@ -33,9 +44,8 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; free the space or choose another folder"
-        ) from error
+        reason = error.strerror or error
+        raise WriteError(f"cannot write {path}: {reason}; put that right, or choose another folder") from error
 
 
 def is_leftover(path: pathlib.Path) -> bool:
@@ -44,6 +54,40 @@ def is_leftover(path: pathlib.Path) -> bool:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Replaces the file at `path` by `text` (UTF-8), whole or not at all; raises UserError as `replacing` does."""
+    """Replaces the file at `path` by `text` (UTF-8), whole or not at all; raises WriteError as `replacing` does."""
     with replacing(path) as part:
         part.write_text(text)
+
+
+def new_array(path: pathlib.Path, shape: tuple[int, ...]) -> np.memmap:
+    """A new .npy file of zeros, uint8, mapped into memory; raises OSError if there is no space for it.
+
+    The zeros are written, since a map over space that is not there would kill the process once the disk is full.
+    """
+    array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    with open(path, "rb+") as file:
+        for place in range(array.offset, array.offset + array.size, _BLOCK):
+            file.seek(place)
+            file.write(bytes(min(_BLOCK, array.offset + array.size - place)))
+    return array
+
+
+def sealed(content: dict[str, Any]) -> str:
+    """A JSON object as text that holds its own SHA-256, for `unsealed` to check."""
+    return json.dumps(content | {"sha256": _digest(content)}, indent=1) + "\n"
+
+
+def unsealed(text: str) -> dict[str, Any]:
+    """What `sealed` was given; raises ValueError if the text is not just as it was."""
+    try:
+        content = json.loads(text)
+        whole = content.pop("sha256") == _digest(content)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise ValueError("it is damaged, or of an earlier version")
+    return content
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

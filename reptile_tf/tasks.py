@@ -66,10 +66,10 @@ def draw_images(classes: ImageClasses, way: int, shots: int, rng: np.random.Gene
     """Draws `way` classes and `shots` images of each, both without replacement.
 
     Returns:
-      int64 [way, shots], indices into `classes.images`; the i-th class drawn is the one with label i.
+      uint8 [way, shots, height, width, channel]; the i-th class drawn is the one with label i.
     """
     chosen = rng.choice(len(classes), way, replace=False)
-    return np.stack([classes.starts[c] + rng.choice(classes.counts[c], shots, replace=False) for c in chosen])
+    return np.stack([classes.of_class(c, rng.choice(classes.counts[c], shots, replace=False)) for c in chosen])
 
 
 def deal_minibatches(samples: int, size: int, steps: int, replacement: bool, rng: np.random.Generator) -> np.ndarray:
@@ -133,7 +133,7 @@ def training_tasks(
     used, aside = pool[:, : shots - tail_shots].ravel(), pool[:, shots - tail_shots :].ravel()
     for task in range(count):
         rng = generator(seed, TRAINING, iteration, task)
-        images.append(draw_images(classes, way, shots, rng).ravel())
+        images.append(_pool(draw_images(classes, way, shots, rng)))
         dealt = used[deal_minibatches(used.size, batch, steps - bool(tail_shots), replacement, rng)]
         if tail_shots:
             dealt = (dealt, aside[np.newaxis])
@@ -144,7 +144,7 @@ def training_tasks(
         minibatches.append(dealt[0])
         tails.append(dealt[1])
     labels = np.tile(np.repeat(np.arange(way, dtype=np.int32), shots), (count, 1))
-    return Tasks(classes.images[np.stack(images)], labels, np.stack(minibatches), np.stack(tails) if foml else ())
+    return Tasks(np.stack(images), labels, np.stack(minibatches), np.stack(tails) if foml else ())
 
 
 def evaluation_tasks(
@@ -184,8 +184,13 @@ def evaluation_tasks(
         rng = generator(seed, stream, iteration, task)
         drawn = draw_images(classes, way, shots + 1, rng)
         query.append(drawn[:, -1])
-        support.append(drawn[:, :-1].ravel())
+        support.append(_pool(drawn[:, :-1]))
         minibatches.append(deal_minibatches(way * shots, batch, steps, replacement, rng))
     label = np.arange(way, dtype=np.int32)
-    pool = Tasks(classes.images[np.stack(support)], np.tile(np.repeat(label, shots), (count, 1)), np.stack(minibatches))
-    return EvalTasks(pool, classes.images[np.stack(query)], np.tile(label, (count, 1)))
+    pool = Tasks(np.stack(support), np.tile(np.repeat(label, shots), (count, 1)), np.stack(minibatches))
+    return EvalTasks(pool, np.stack(query), np.tile(label, (count, 1)))
+
+
+def _pool(images: np.ndarray) -> np.ndarray:
+    """[way, shots, ...] to [sample, ...], class after class."""
+    return images.reshape(-1, *images.shape[2:])

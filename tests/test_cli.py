@@ -15,9 +15,10 @@ from matplotlib import image
 
 import reptile_tf
 from reptile_tf import cli, device
-from reptile_tf.checkpoint import RunFolder, config_text
+from reptile_tf.checkpoint import RunFolder
 from reptile_tf.errors import UserError
 from reptile_tf.evaluate import Accuracy, BothWays
+from reptile_tf.files import sealed
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = [
@@ -92,7 +93,7 @@ def test_load_gives_the_trained_learner_back(trained):
     [({"benchmark": "chess"}, "does not know: KeyError.*chess"), ({"settings": {"depth": 3}}, "does not know.*depth")],
 )
 def test_load_names_a_network_that_it_does_not_know(trained, tmp_path, of_config, message):
-    (tmp_path / "config.json").write_text(config_text(RunFolder(trained[0]).config() | of_config))
+    (tmp_path / "config.json").write_text(sealed(RunFolder(trained[0]).config() | of_config))
     with pytest.raises(UserError, match=message):
         reptile_tf.load(tmp_path)
 
@@ -222,7 +223,7 @@ def test_pretrained_tests_on_the_checkpoints_own_split(main, trained, tmp_path, 
     shutil.copytree(trained[0], folder)
     config = RunFolder(folder).config()
     config["split"] = {"train": config["split"]["test"], "test": config["split"]["train"]}
-    (folder / "config.json").write_text(config_text(config))
+    (folder / "config.json").write_text(sealed(config))
     tested = {}
 
     def meta_test_both_ways(learner, classes, settings, progress, **options):

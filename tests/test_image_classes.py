@@ -56,7 +56,24 @@ def test_rotations_are_counterclockwise_and_classes_of_their_own():
 
 
 def test_rotations_of_a_subset_turn_only_its_classes():
-    turned = numbered([2, 1, 1]).subset([1]).with_rotations()
+    whole = numbered([2, 1, 1])
+    turned = whole.subset([1]).with_rotations()
     assert turned.names == ("c1", "c1@90", "c1@180", "c1@270")
-    assert len(turned.images) == 4
     assert turned.of_class(1).ravel().tolist() == [20, 23, 26, 19, 22, 25, 18, 21, 24]
+    assert np.shares_memory(turned.of_class(1), whole.images)
+
+
+def test_rotations_stay_with_their_classes_and_add_up():
+    turned = numbered([2, 1]).with_rotations()
+    part = turned.subset([2, 1])
+    assert part.names == ("c0@90", "c1")
+    np.testing.assert_array_equal(part.of_class(0), turned.of_class(2))
+    np.testing.assert_array_equal(part.of_class(0, np.array([1])), turned.of_class(2)[1:])
+    again = part.with_rotations()
+    np.testing.assert_array_equal(again.of_class(2), turned.of_class(4))  # c0@90@90 is c0@180
+
+
+def test_images_that_are_not_square_have_no_rotations():
+    oblong = ImageClasses.from_groups({"a": np.zeros([1, 2, 3, 1], np.uint8)})
+    with pytest.raises(ValueError, match=r"images of \(2, 3\) are not square"):
+        oblong.with_rotations()

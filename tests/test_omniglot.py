@@ -1,4 +1,4 @@
-"""Omniglot from both its sources, its cache, and what the user hears when files are missing or damaged.
+"""Omniglot from both its sources, its store, and what the user hears when files are missing or damaged.
 
 Most tests use a small made-up set in Omniglot's layout. OMNIGLOT_ZIPS names a folder with the real archives
 images_background.zip and images_evaluation.zip.
@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reptile_tf.data import cache, omniglot
+from reptile_tf import files
+from reptile_tf.data import omniglot
 from reptile_tf.errors import UserError
 
 ZIPS = os.environ.get("OMNIGLOT_ZIPS")
@@ -72,7 +73,7 @@ def test_the_numbers_of_the_drawings_do_not_matter(data_dir):
     np.testing.assert_array_equal(omniglot.load_raw(data_dir).images, before.images)
 
 
-def test_the_cache_spares_the_decoding_even_after_a_move(data_dir, tmp_path_factory, monkeypatch):
+def test_the_store_spares_the_decoding_even_after_a_move(data_dir, tmp_path_factory, monkeypatch):
     before = omniglot.load_raw(data_dir)
     monkeypatch.setattr(omniglot, "_decode", None)
     after = omniglot.load_raw(data_dir.rename(tmp_path_factory.mktemp("elsewhere") / "omniglot"))
@@ -83,7 +84,7 @@ def test_the_cache_spares_the_decoding_even_after_a_move(data_dir, tmp_path_fact
     assert all(type(name) is str for name in after.names)
 
 
-def test_the_cache_notices_a_changed_drawing_of_the_same_length(data_dir):
+def test_the_store_notices_a_changed_drawing_of_the_same_length(data_dir):
     file = data_dir / "images_background" / "Greek" / "character01" / "0003_07.png"
     file.write_bytes(file.read_bytes().ljust(3000))  # bytes after a PNG's end do not count
     before = omniglot.load_raw(data_dir)
@@ -94,7 +95,7 @@ def test_the_cache_notices_a_changed_drawing_of_the_same_length(data_dir):
     np.testing.assert_array_equal(after.images[20:], before.images[20:])
 
 
-def test_the_cache_notices_removed_and_added_drawings(data_dir):
+def test_the_store_notices_removed_and_added_drawings(data_dir):
     omniglot.load_raw(data_dir)
     folder = data_dir / "images_background" / "Greek" / "character01"
     (folder / "0003_07.png").rename(data_dir / "aside.png")
@@ -106,37 +107,44 @@ def test_the_cache_notices_removed_and_added_drawings(data_dir):
         omniglot.load_raw(data_dir)
 
 
-@pytest.mark.parametrize(
-    "harm",
-    [
-        lambda whole: whole[: len(whole) // 2],
-        lambda whole: b"",
-        lambda whole: b"not a zip",
-        lambda whole: whole[:300] + bytes(byte ^ 255 for byte in whole[300:800]) + whole[800:],
-    ],
-)
-def test_a_damaged_cache_is_rebuilt_with_a_warning(data_dir, harm, caplog):
-    before = omniglot.load_raw(data_dir)
-    file = data_dir / "decoded-28.npz"
-    file.write_bytes(harm(file.read_bytes()))
-    np.testing.assert_array_equal(omniglot.load_raw(data_dir).images, before.images)
-    assert [record.message for record in caplog.records if "decoded-28.npz is damaged" in record.message]
-    caplog.clear()
+def stored(data_dir):
+    (images,) = data_dir.glob("prepared-28-*.npy")
+    return {"images": images, "manifest": data_dir / "prepared-28.json"}
+
+
+HARM = {
+    "half of it": lambda whole: whole[: len(whole) // 2],
+    "empty": lambda whole: b"",
+    "something else": lambda whole: b"not a store",
+    "one bit": lambda whole: whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:],
+}
+
+
+@pytest.mark.parametrize("file", ["images", "manifest"])
+@pytest.mark.parametrize("harm", HARM)
+def test_a_damaged_store_is_made_anew_with_a_warning(data_dir, harm, file, capsys):
+    before = omniglot.load_raw(data_dir).images.copy()
+    path = stored(data_dir)[file]
+    path.write_bytes(HARM[harm](path.read_bytes()))
+    np.testing.assert_array_equal(omniglot.load_raw(data_dir).images, before)
+    assert "prepared-28.json or its images are damaged" in capsys.readouterr().out
     omniglot.load_raw(data_dir)
-    assert not caplog.records
+    assert not capsys.readouterr().out
 
 
-def test_a_folder_that_cannot_be_written_to_costs_one_warning(data_dir, monkeypatch, caplog):
+def test_a_folder_that_cannot_be_written_to_costs_one_warning(data_dir, monkeypatch, capsys):
     expected = omniglot.load_raw(data_dir).images
-    (data_dir / "decoded-28.npz").unlink()
+    for path in stored(data_dir).values():
+        path.unlink()
 
     def refuse(path):
-        raise UserError(f"cannot write {path}: Read-only file system")
+        raise files.WriteError(f"cannot write {path}: Read-only file system")
 
-    monkeypatch.setattr(cache, "replacing", refuse)
+    monkeypatch.setattr(files, "replacing", refuse)
     np.testing.assert_array_equal(omniglot.load_raw(data_dir).images, expected)
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "Read-only file system" in caplog.text
+    (said,) = capsys.readouterr().out.splitlines()
+    assert said.startswith("warning: every start will decode the images anew: ")
+    assert "Read-only file system" in said
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
@@ -265,7 +273,7 @@ def test_real_drawings_match_pillows(real, real_dir):
 
 
 @needs_zips
-def test_the_real_cache_loads_within_a_second(real, real_dir):
+def test_the_real_store_loads_within_a_second(real, real_dir):
     seconds, again = timed(lambda: omniglot.load_raw(real_dir))
     assert seconds < 1
     np.testing.assert_array_equal(again.images, real.images)

@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
 class ImageClasses:
-    """Images grouped by class; classes may differ in size, and a subset shares the images of the whole.
+    """Images grouped by class; classes may differ in size, and share the images with those they were made from.
 
     Attributes:
       images: uint8 [image, height, width, channel], the images of a class side by side; may be memory-mapped.
@@ -15,6 +15,8 @@ class ImageClasses:
       counts: int64 [class], how many there are.
       names: one name per class, unique.
       scale: what a pixel is multiplied by to become the network's input (1 for 0/1 images, 1/255 for photographs).
+      turns: quarter turns counterclockwise, of each class, by which its images are turned when they are taken: so
+        rotated classes need no memory. Without it there are none.
     """
 
     images: np.ndarray
@@ -22,6 +24,7 @@ class ImageClasses:
     counts: np.ndarray
     names: tuple[str, ...]
     scale: float = 1.0
+    turns: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         """The number of classes."""
@@ -39,15 +42,19 @@ class ImageClasses:
             scale=scale,
         )
 
-    def of_class(self, index: int) -> np.ndarray:
-        """The images of one class: uint8 [image, height, width, channel]."""
-        return self.images[self.starts[index] : self.starts[index] + self.counts[index]]
+    def of_class(self, index: int, which: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """The images of one class, or `which` of them (counted from 0): uint8 [image, height, width, channel]."""
+        images = self.images[self.starts[index] : self.starts[index] + self.counts[index]][which]
+        return np.rot90(images, self.turns[index], axes=(1, 2)) if self.turns else images
 
     def subset(self, indices: np.ndarray) -> "ImageClasses":
         """The classes at `indices` (int [class]), in that order; the images are shared, not copied."""
         indices = np.asarray(indices, np.int64)
         names = tuple(self.names[i] for i in indices)
-        return dataclasses.replace(self, starts=self.starts[indices], counts=self.counts[indices], names=names)
+        turns = tuple(self.turns[i] for i in indices) if self.turns else ()
+        return dataclasses.replace(
+            self, starts=self.starts[indices], counts=self.counts[indices], names=names, turns=turns
+        )
 
     def split(self, first: int, seed: int) -> tuple["ImageClasses", "ImageClasses"]:
         """Shuffles the classes by `seed` and parts them: `first` of them, and the rest.
@@ -61,9 +68,18 @@ class ImageClasses:
         return self.subset(order[:first]), self.subset(order[first:])
 
     def with_rotations(self) -> "ImageClasses":
-        """Adds every class turned by 90, 180 and 270 degrees as classes of their own (paper, section 6.1)."""
-        groups = {}
-        for turns, suffix in enumerate(("", "@90", "@180", "@270")):
-            for index, name in enumerate(self.names):
-                groups[name + suffix] = np.rot90(self.of_class(index), turns, axes=(1, 2))
-        return self.from_groups(groups, self.scale)
+        """Adds every class turned by 90, 180 and 270 degrees as classes of their own (paper, section 6.1).
+
+        Raises:
+          ValueError: the images are not square.
+        """
+        if self.images.shape[1] != self.images.shape[2]:
+            raise ValueError(f"images of {self.images.shape[1:3]} are not square: they cannot be turned")
+        upright = self.turns or (0,) * len(self)
+        return dataclasses.replace(
+            self,
+            starts=np.tile(self.starts, 4),
+            counts=np.tile(self.counts, 4),
+            names=tuple(name + suffix for suffix in ("", "@90", "@180", "@270") for name in self.names),
+            turns=tuple((before + more) % 4 for more in range(4) for before in upright),
+        )

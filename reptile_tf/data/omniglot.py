@@ -7,7 +7,7 @@ a class by their full-size pixels, because the two sources number them different
 import io
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from PIL import Image
@@ -19,6 +19,7 @@ from reptile_tf.errors import UserError
 
 _SIDE = 105  # pixels along each side of an original drawing
 _DRAWINGS = 20  # of each character
+_STORE = "prepared-"  # how the names of its files begin
 _WAY_OUT = "run: bash fetch_data.sh omniglot, or use --source glyphs"
 
 # Part, alphabet and number of characters.
@@ -84,7 +85,7 @@ _Parts = dict[str, dict[str, list]]
 
 
 def load_raw(data_dir: str | os.PathLike, size: int = 28) -> ImageClasses:
-    """Loads Omniglot from its unpacked archives, both parts together; from a cache in `data_dir` after the first time.
+    """Loads Omniglot from its unpacked archives, both parts together; from a store in `data_dir` after the first time.
 
     Args:
       data_dir: the folder with images_background/ALPHABET/characterNN/*.png and images_evaluation/... .
@@ -106,7 +107,7 @@ def load_raw(data_dir: str | os.PathLike, size: int = 28) -> ImageClasses:
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}; put that right, or {_WAY_OUT}") from error
     way_out = f"delete {data_dir} and {_WAY_OUT}"
-    return cache.cached(data_dir / f"decoded-{size}.npz", key, lambda: _decode(parts, size, str(data_dir), way_out))
+    return _prepared(data_dir, key, size, lambda: parts, str(data_dir), way_out)
 
 
 def load_tfds(data_dir: str | os.PathLike | None = None, size: int = 28) -> ImageClasses:
@@ -134,19 +135,32 @@ def load_tfds(data_dir: str | os.PathLike | None = None, size: int = 28) -> Imag
 
     folder = pathlib.Path(builder.data_dir)
     way_out = f"delete {folder} and try again, or {_WAY_OUT}"
-    # The cache lies in the same folder and must not be part of its own key.
-    files = [entry for entry in visible(folder) if not entry.name.startswith("decoded-")]
+    # The store lies in the same folder and must not be part of its own key.
+    files = [entry for entry in visible(folder) if not entry.name.startswith(_STORE)]
     key = cache.fingerprint(folder, files, f"omniglot {size}")
 
-    def build() -> ImageClasses:
+    def read() -> _Parts:
         splits = {"images_background": "train", "images_evaluation": "test"}
         try:
-            parts = {part: _read_split(builder, split) for part, split in splits.items()}
+            return {part: _read_split(builder, split) for part, split in splits.items()}
         except Exception as error:  # TensorFlow's and TensorFlow Datasets' own, for records that cannot be read
             raise UserError(f"cannot read {folder} ({_first_line(error)}); {way_out}") from error
-        return _decode(parts, size, str(folder), way_out)
 
-    return cache.cached(folder / f"decoded-{size}.npz", key, build)
+    return _prepared(folder, key, size, read, str(folder), way_out)
+
+
+def _prepared(
+    folder: pathlib.Path, key: str, size: int, read: Callable[[], _Parts], where: str, way_out: str
+) -> ImageClasses:
+    """The decoded drawings, from the store in `folder` if there is one of `key`."""
+
+    def decode(images: np.ndarray) -> tuple[dict[str, int], list[str]]:
+        return _decode(read(), size, images, where, way_out), []
+
+    count = _DRAWINGS * sum(sum(alphabets.values()) for alphabets in _ALPHABETS.values())
+    shape = (count, size, size, 1)
+    # Small enough to be verified each time; a folder that cannot be written to, of another user's say, will do.
+    return cache.prepared(folder / f"{_STORE}{size}.json", key, shape, decode, verify=True, required=False).classes()
 
 
 def _first_line(error: Exception) -> str:
@@ -177,18 +191,21 @@ def _read_split(builder, split: str) -> dict[str, list[bytes]]:
     return drawings
 
 
-def _decode(parts: _Parts, size: int, where: str, way_out: str) -> ImageClasses:
-    """Decodes, sorts and resizes all drawings; raises UserError if any is missing or damaged."""
+def _decode(parts: _Parts, size: int, images: np.ndarray, where: str, way_out: str) -> dict[str, int]:
+    """Decodes, sorts and resizes all drawings into `images`; gives the number in each class.
+
+    Raises:
+      UserError: one is missing or damaged.
+    """
     gaps = [gap for part, alphabets in _ALPHABETS.items() for gap in _gaps(part, alphabets, parts[part])]
     if gaps:
         raise UserError(f"Omniglot at {where} is not complete: {', '.join(gaps)}; {way_out}")
     rows = (2 * np.arange(size) + 1) * _SIDE // (2 * size)  # the source pixel under the centre of each target pixel
-    groups = {}
     drawings = {name: files for classes in parts.values() for name, files in classes.items()}
-    for name in sorted(drawings):
+    for place, name in enumerate(sorted(drawings)):
         full = sorted((_decode_png(png, name, way_out) for png in drawings[name]), key=np.ndarray.tobytes)
-        groups[name] = np.stack(full)[:, rows[:, None], rows, None].astype(np.uint8)
-    return ImageClasses.from_groups(groups)
+        images[place * _DRAWINGS :][:_DRAWINGS] = np.stack(full)[:, rows[:, None], rows, None]
+    return dict.fromkeys(sorted(drawings), _DRAWINGS)
 
 
 def _gaps(part: str, alphabets: dict[str, int], drawings: dict[str, list]) -> Iterable[str]:
