@@ -208,17 +208,27 @@ def _events(folder: RunFolder | None) -> Iterator:
         yield lambda step, **scalars: None
         return
     path = folder.path / "events"
-    try:
-        writer = tf.summary.create_file_writer(str(path))
-    except tf.errors.OpError as error:
-        raise UserError(f"cannot write TensorBoard events to {path}: {error.message}") from error
+
+    @contextlib.contextmanager
+    def told() -> Iterator[None]:
+        try:
+            yield
+        except tf.errors.OpError as error:
+            reason = error.message.splitlines()[0].rpartition("; ")[2]
+            raise UserError(f"cannot write TensorBoard events to {path}: {reason}") from error
 
     def write(step: int, **scalars: float) -> None:
-        with writer.as_default(step):
+        with told(), writer.as_default(step):
             for name, value in scalars.items():
                 tf.summary.scalar(name, value)
 
+    with told():
+        writer = tf.summary.create_file_writer(str(path))
     try:
         yield write
-    finally:
+    except BaseException:
+        with contextlib.suppress(tf.errors.OpError):  # the first error is the one to tell
+            writer.close()
+        raise
+    with told():
         writer.close()

@@ -1,0 +1,217 @@
+"""Disks that are full or read-only, and quotas: what was there stays, the path is named, the exit code is 1."""
+
+import contextlib
+import errno
+import os
+import pathlib
+import resource
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from tools import contents, leftovers, limited
+
+from reptile_tf import cli, device, files, plots, run, tfjs
+from reptile_tf.checkpoint import Checkpoint, RunFolder
+from reptile_tf.data import miniimagenet
+from reptile_tf.errors import UserError
+from reptile_tf.evaluate import BothWays
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+FULL = os.strerror(errno.ENOSPC)
+
+
+def is_one_line(error):
+    return error.startswith("run_omniglot.py: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("saves", "path"), [(1, "checkpoint-0000040.npz"), (2, "results.json")])
+def test_a_run_on_a_disk_that_fills_up_keeps_what_it_has_and_goes_on(main, disk, tmp_path, monkeypatch, saves, path):
+    folder, save, saved = disk.path / "run", RunFolder.save, []
+
+    def save_and_fill(self, checkpoint):
+        save(self, checkpoint)
+        saved.append(checkpoint)
+        if len(saved) == saves:
+            disk.fill()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save", save_and_fill)
+        code, error = main(f"--checkpoint={folder}")
+    assert code == 1
+    assert f"cannot write {folder / path}: {FULL}" in error
+    assert is_one_line(error)
+    assert RunFolder(folder).load().iteration == 20 * saves
+    assert not leftovers(folder)
+    disk.free()
+    for each in (folder, tmp_path / "undisturbed"):
+        assert main(f"--checkpoint={each}") == (0, "")
+    ours, expected = (RunFolder(path).load().state for path in (folder, tmp_path / "undisturbed"))
+    for name, value in expected.items():
+        np.testing.assert_array_equal(ours[name], value, err_msg=name)
+
+
+def test_a_disk_that_is_full_at_a_look_names_the_events(main, disk, monkeypatch):
+    monkeypatch.setattr("reptile_tf.train.accuracy_by_task", lambda *_, **__: disk.fill() or BothWays(*np.ones([2, 2])))
+    code, error = main(f"--checkpoint={disk.path / 'run'}", "--eval-interval=1")
+    assert code == 1
+    assert f"cannot write TensorBoard events to {disk.path / 'run' / 'events'}: {FULL}" in error
+    assert is_one_line(error)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished run."""
+    from tools import TINY
+
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "configure", lambda *_: (False, ""))
+        assert cli.main(["run_omniglot.py", *TINY, f"--checkpoint={folder}"], "", "omniglot") == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def learner(finished):
+    return run.load(finished)
+
+
+def save_model(folder, learner):
+    with files.replacing(folder / "model.keras") as part:
+        learner.model.save(part)
+
+
+# What a run writes, each over the one that is there.
+WRITERS = {
+    "checkpoint-0000040.npz": lambda folder, learner: RunFolder(folder).save(
+        Checkpoint(40, 1.0, learner.state(), np.zeros([0, 3]))
+    ),
+    "results.json": lambda folder, _: files.write_text(folder / "results.json", "{}" * 10_000),
+    "model.keras": save_model,
+    "learning_curve.png": lambda folder, _: plots.learning_curve(folder / "learning_curve.png", np.ones([9, 3]), "x"),
+    "model.json": lambda folder, learner: tfjs.export(learner, folder, 2),
+}
+
+
+def lowest_free_handle():
+    handle = os.open(os.devnull, os.O_RDONLY)
+    os.close(handle)
+    return handle
+
+
+HOW = {
+    "full disk": (lambda disk: contextlib.nullcontext(disk.fill()), errno.ENOSPC),
+    "read-only disk": (lambda disk: contextlib.nullcontext(disk.remount("ro")), errno.EROFS),
+    "no handle left": (lambda _: limited(resource.RLIMIT_NOFILE, lowest_free_handle()), errno.EMFILE),
+    "file size": (lambda _: limited(resource.RLIMIT_FSIZE, 1000), errno.EFBIG),
+}
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_write_that_fails_leaves_the_older_files_and_names_the_path(disk, finished, learner, name, how):
+    folder = shutil.copytree(finished, disk.path / "run")
+    WRITERS[name](folder, learner)  # which works
+    before = contents(folder)
+    limit, number = HOW[how]
+    with limit(disk), pytest.raises(UserError) as caught:
+        WRITERS[name](folder, learner)
+    assert str(folder) in str(caught.value)
+    assert os.strerror(number) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert contents(folder) == before
+    assert not leftovers(folder)
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Three sets of four classes of ten images: 2.5 MB once they are prepared."""
+    rng = np.random.default_rng(0)
+    for place in range(12):
+        folder = tmp_path / "photographs" / ("train", "val", "test")[place % 3] / f"n{place}"
+        folder.mkdir(parents=True)
+        for number in range(10):
+            Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).save(folder / f"{number}.png")
+    return tmp_path / "photographs"
+
+
+def test_photographs_that_do_not_fit_prepared_leave_nothing(disk, photographs):
+    """A map over space that is not there would kill the process by SIGBUS."""
+    expected = miniimagenet.load(photographs).images
+    here = shutil.copytree(photographs, disk.path / "here", ignore=shutil.ignore_patterns("prepared*"))
+    before = contents(here)
+    disk.fill()
+    with pytest.raises(UserError, match=f"cannot write {here}/prepared-84-.*npy: {FULL}"):
+        miniimagenet.load(here)
+    assert contents(here) == before
+    disk.free()
+    np.testing.assert_array_equal(miniimagenet.load(here).images, expected)
+    disk.remount("ro")
+    np.testing.assert_array_equal(miniimagenet.load(here).images, expected)
+
+
+def test_a_store_that_is_made_anew_on_a_full_disk_leaves_the_old_one(disk, photographs):
+    here = shutil.copytree(photographs, disk.path / "here")
+    miniimagenet.load(here)
+    before = contents(here)
+    os.utime(here / "train" / "n0" / "0.png", ns=(1, 1))
+    with pytest.raises(UserError, match=f"cannot write {here}/prepared-84-.*npy: {FULL}"):
+        miniimagenet.load(here)  # two do not fit
+    assert contents(here) == before
+
+
+def test_a_read_only_run_is_loaded_but_not_written_to(main, disk, finished):
+    folder = shutil.copytree(finished, disk.path / "run")
+    disk.remount("ro")
+    np.testing.assert_array_equal(run.load(folder).state()["phi"], run.load(finished).state()["phi"])
+    code, error = main("--pretrained", f"--checkpoint={folder}")
+    assert code == 1
+    assert f"cannot write {folder}/evaluation-1shot.json: {os.strerror(errno.EROFS)}" in error
+    assert is_one_line(error)
+    code, error = main(f"--checkpoint={folder}")
+    assert code == 1
+    assert f"cannot use {folder} as --checkpoint" in error
+    assert is_one_line(error)
+
+
+def test_with_few_handles_left_a_run_ends_with_one_line(main, tmp_path):
+    """Whatever the first file is that cannot be opened."""
+    codes = []
+    for spare in range(12):
+        with limited(resource.RLIMIT_NOFILE, lowest_free_handle() + spare):
+            code, error = main(f"--checkpoint={tmp_path / str(spare)}")
+        codes.append(code)
+        assert code == 0 or is_one_line(error), error
+        assert not leftovers(tmp_path)
+    assert codes[0] == 1
+    assert codes[-1] == 0
+
+
+def fetched(*arguments, **environment):
+    """fetch_data.sh: (exit code, what stands on standard error)."""
+    done = subprocess.run(
+        ["bash", ROOT / "fetch_data.sh", *arguments],
+        env=os.environ | {"PYTHON": sys.executable} | environment, capture_output=True, text=True,
+    )  # fmt: skip
+    return done.returncode, done.stderr
+
+
+def test_a_download_to_a_full_or_read_only_disk(disk, photographs):
+    source, target = {"MINIIMAGENET_DIR": str(photographs)}, disk.path / "data"
+    target.mkdir()
+    for hinder, reason in ((disk.fill, FULL), (lambda: disk.remount("ro"), os.strerror(errno.EROFS))):
+        hinder()
+        code, error = fetched("miniimagenet", target, **source)
+        assert code == 1
+        assert error.startswith(f"fetch_data.sh: cannot put Mini-ImageNet into {target}: ")
+        assert reason in error
+        assert error.count("\n") == 1
+        assert not (target / "miniimagenet").exists()
+        if reason == FULL:
+            disk.free()
+    disk.remount("rw")
+    assert fetched("miniimagenet", target, **source) == (0, "")
+    assert contents(target / "miniimagenet") == {k: v for k, v in contents(photographs).items() if k[:8] != "prepared"}

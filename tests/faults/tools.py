@@ -1,0 +1,54 @@
+"""What several files here share."""
+
+import contextlib
+import pathlib
+import resource
+import subprocess
+
+from reptile_tf.files import is_leftover
+
+TINY = [
+    "--source=glyphs", "--filters=4", "--classes=3", "--shots=1", "--inner-iters=1", "--meta-iters=40",
+    "--save-interval=20", "--eval-interval=20", "--eval-tasks=2", "--eval-samples=2", "--eval-iters=1",
+]  # fmt: skip
+
+
+def contents(folder: pathlib.Path) -> dict[str, bytes]:
+    """All files below a folder but TensorBoard's and the lock."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != "events")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.name != ".lock"}
+
+
+def leftovers(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What `files.replacing` left behind below a folder."""
+    return [path for path in folder.rglob("*") if is_leftover(path)]
+
+
+@contextlib.contextmanager
+def limited(what: int, amount: int):
+    """A lower quota for this process, one of resource.RLIMIT_…."""
+    soft, hard = resource.getrlimit(what)
+    resource.setrlimit(what, (amount, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(what, (soft, hard))
+
+
+class Disk:
+    """A small disk of its own, mounted at `path`."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self._filler = path / "filler"
+
+    def fill(self) -> None:
+        with contextlib.suppress(OSError), open(self._filler, "ab", buffering=0) as file:
+            while True:
+                file.write(bytes(512))
+
+    def free(self) -> None:
+        self._filler.unlink()
+
+    def remount(self, how: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{how}", str(self.path)], check=True)
