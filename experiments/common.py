@@ -174,13 +174,15 @@ def _run(folder: pathlib.Path, name: str, own: Sequence[str]) -> Run:
         if done.returncode:
             lines = log.read_text().splitlines() or [f"exit code {done.returncode}"]
             raise UserError(f"run {name} failed: {lines[-1]} (all of it is in {log})")
-    found = json.loads(results.read_text())
+    try:
+        found = json.loads(results.read_text())
+        there = {key: value for key, value in found["settings"].items() if key not in ("checkpoint", "data_dir")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"cannot read {results} ({error!r}): delete it, and the run's last part is done anew"
+        ) from error
     wanted = dataclasses.asdict(flags.parse([RUN_OMNIGLOT.name, *own], "", "omniglot")[0])
-    other = [
-        key
-        for key, value in found["settings"].items()
-        if key not in ("checkpoint", "data_dir") and wanted[key] != value
-    ]
+    other = [key for key, value in there.items() if wanted.get(key) != value]
     if other:
         raise UserError(f"{run_folder.path} holds a finished run with another {other[0]}: choose another --runs")
     return Run(name, found, run_folder.load().history)

@@ -108,6 +108,12 @@ def opened(path: pathlib.Path) -> Iterator[zipfile.ZipFile]:
         raise FetchError(f"it is not a sound zip file ({error}) and begins with {start!r}") from error
 
 
+def unpacked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """The content of an entry, never more than the size that it gives; raises as zipfile does if it is not whole."""
+    with archive.open(entry) as file:
+        return file.read(max(1, entry.file_size))  # read() would inflate all that is there before it looks at the size
+
+
 def verify(path: pathlib.Path, part: str, digest: str) -> None:
     """Checks that the zip at `path` is harmless and holds just the PNG files that `digest` stands for.
 
@@ -116,7 +122,7 @@ def verify(path: pathlib.Path, part: str, digest: str) -> None:
     """
     with opened(path) as archive:
         members = checked_members(archive, part)
-        found = content_digest((member.filename, archive.read(member)) for member in members)
+        found = content_digest((member.filename, unpacked(archive, member)) for member in members)
     if found != digest:
         raise FetchError(f"its {len(members)} images are not the published ones")
 
@@ -128,7 +134,7 @@ def unpack(path: pathlib.Path, part: str, target: pathlib.Path) -> None:
             file = target / member.filename
             file.parent.mkdir(parents=True, exist_ok=True)
             with open(file, "xb") as out:
-                out.write(archive.read(member))
+                out.write(unpacked(archive, member))
 
 
 def download(url: str, path: pathlib.Path, patience: float) -> None:

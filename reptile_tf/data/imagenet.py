@@ -116,7 +116,7 @@ def read_lists(path: pathlib.Path, digest: str = LISTS_DIGEST) -> list[Image]:
         found = [(entry, match) for entry in file.infolist() if (match := pattern.fullmatch(entry.filename))]
         for entry in archive.bounded([entry for entry, _ in found]):
             archive.check_kind(entry)
-        lists = sorted((match[1], file.read(entry)) for entry, match in found)
+        lists = sorted((match[1], archive.unpacked(file, entry)) for entry, match in found)
     if archive.content_digest(lists) != digest:
         raise FetchError(f"its {len(lists)} lists (metadata/miniimagenet/*/*.csv) are not the published ones")
     images = [image for name, content in lists for image in _parse(name.removesuffix(".csv"), content)]

@@ -1,5 +1,6 @@
 """Wrong, damaged and hostile archives: refused before anything is unpacked, and deleted."""
 
+import resource
 import shutil
 import stat
 import zipfile
@@ -45,6 +46,9 @@ def link(name: str, kind: int) -> zipfile.ZipInfo:
         ("images_evaluation/Latin/character01/a.png", b"", "does not lie below"),
         (link("images_background/a.png", stat.S_IFLNK), b"/etc/passwd", "neither a file nor a folder"),
         (link("images_background/a.png", stat.S_IFIFO), b"", "neither a file nor a folder"),
+        (link("images_background/a.png", stat.S_IFBLK), b"", "neither a file nor a folder"),
+        (link("images_background/a.png", stat.S_IFCHR), b"", "neither a file nor a folder"),
+        (link("images_background/a.png", stat.S_IFSOCK), b"", "neither a file nor a folder"),
         (link("images_background/b/", stat.S_IFLNK), b"", "neither a file nor a folder"),
         ("images_background/latin/character01/0000_01.png", b"", "clashes"),
         ("images_background/Latin/character01", b"", "clashes"),
@@ -71,6 +75,24 @@ def test_an_archive_of_too_many_entries_is_refused(mirror, root, monkeypatch):
     monkeypatch.setattr(archive, "_MAX_ENTRIES", 10)
     with pytest.raises(archive.FetchError, match="far more than it should"):
         fetch(mirror.as_uri(), root)
+
+
+def test_a_bomb_whose_directory_lies_about_its_size_is_refused(mirror, root):
+    """The entry says that it has ten bytes; unpacked it has a hundred million."""
+    path = mirror / "images_background.zip"
+    entry = "images_background/a.png"
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr(entry, bytes(100_000_000), zipfile.ZIP_DEFLATED)
+        (true,) = (each for each in file.infolist() if each.filename == entry)
+    content = path.read_bytes()
+    assert content.count((100_000_000).to_bytes(4, "little")) == 2
+    path.write_bytes(content.replace((100_000_000).to_bytes(4, "little"), (10).to_bytes(4, "little")))
+    assert true.file_size == 100_000_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(archive.FetchError, match="not a sound zip file .*CRC"):
+        fetch(mirror.as_uri(), root)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
+    assert sorted(unpacked(root)) == [".download/lock"]
 
 
 def test_a_download_without_end_is_cut_off(root, monkeypatch):
