@@ -1,11 +1,13 @@
-"""Training as a real process: killed at any moment, and two of them in one folder.
+"""Real processes, killed at any moment: training, fetching data, preparing it; and two of them in one folder.
 
 FAULTS_KILLS is how often the driver kills (50 in `make faults`), FAULTS_SEED decides when.
 """
 
+import contextlib
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +15,12 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
+from tools import contents, leftovers
 
 from reptile_tf.checkpoint import RunFolder
 
+ZIPS = os.environ.get("OMNIGLOT_ZIPS")
 ROOT = pathlib.Path(__file__).parent.parent.parent
 KILLS = int(os.environ.get("FAULTS_KILLS", "4"))
 SEED = int(os.environ.get("FAULTS_SEED", time.time_ns() % 2**32))  # other moments every time
@@ -37,14 +42,21 @@ def newest(folder):
     return max(RunFolder(folder).iterations(), default=0)
 
 
-def wait_for(folder, iteration, process):
-    """Until a checkpoint of so many meta-iterations is there; kills a process that takes two minutes for it."""
+def wait_for(folder, iteration, process, writing=False):
+    """Until a checkpoint of so many meta-iterations is there, or (`writing`) the next one half written.
+
+    Kills a process that takes two minutes for it.
+    """
     deadline = time.monotonic() + 120
-    while newest(folder) < iteration:
+    while newest(folder) < iteration or (writing and not half_written(folder)):
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
             pytest.fail(process.communicate()[0])
-        time.sleep(0.001)
+        time.sleep(0 if writing else 0.001)
+
+
+def half_written(folder):
+    return [name for name in os.listdir(folder) if name.startswith(".checkpoint")]
 
 
 def ended(process):
@@ -53,28 +65,145 @@ def ended(process):
     return output
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_weights(tmp_path):
-    """It always resumes, loses one checkpoint interval at most, and never needs a hand."""
-    meta_iters = SAVE_INTERVAL * 20 * (KILLS + 2)
+def test_killed_at_random_moments_training_ends_with_the_same_weights(tmp_path):
+    """It always resumes, loses one checkpoint interval at most, and never needs a hand.
+
+    Every other kill comes as soon as a checkpoint is being written.
+    """
+    meta_iters = SAVE_INTERVAL * 10 * (KILLS + 2)
     rng, folder = np.random.default_rng(SEED), tmp_path / "killed"
-    print(f"FAULTS_SEED={SEED}")
     in_writing = 0
     for kill in range(KILLS):
         process, before = start(folder, meta_iters), newest(folder)
-        wait_for(folder, before + SAVE_INTERVAL * int(rng.integers(1, 20)), process)
-        time.sleep(rng.uniform(0, 0.02))
+        wait_for(folder, before + SAVE_INTERVAL * int(rng.integers(1, 9)), process, writing=kill % 2 == 0)
+        if kill % 2:
+            time.sleep(rng.uniform(0, 0.05))
         process.send_signal(signal.SIGKILL)
         output, _ = process.communicate(timeout=60)
-        in_writing += any(folder.glob(".checkpoint*.part.npz"))
+        in_writing += bool(half_written(folder))
         resumed = re.search(r"going on from meta-iteration (\d+)", output)
         assert (int(resumed[1]) if resumed else 0) == before, f"kill {kill}: {output}"
     ended(start(folder, meta_iters))
     ended(start(tmp_path / "undisturbed", meta_iters))
-    print(f"{KILLS} kills, {in_writing} of them while a checkpoint was being written")
+    print(f"training: {KILLS} kills, {in_writing} of them with a checkpoint half written (FAULTS_SEED={SEED})")
+    assert in_writing > 0
     states = [RunFolder(path).load().state for path in (folder, tmp_path / "undisturbed")]
     for name, value in states[1].items():
         np.testing.assert_array_equal(states[0][name], value, err_msg=name)
-    assert not list(folder.glob(".*.part*"))
+    assert not leftovers(folder)
+
+
+def killed_often(begin, check, seconds):
+    """Kills what `begin` starts at random moments of the `seconds` that it takes, and calls `check` after each.
+
+    Then lets it end, and returns how many kills came before it had ended.
+    """
+    rng, cut_off = np.random.default_rng(SEED), 0
+    for _ in range(KILLS):
+        process = begin()
+        time.sleep(rng.uniform(0, seconds))
+        process.kill()
+        cut_off += process.wait(timeout=60) == -signal.SIGKILL
+        check()
+    assert begin().wait(timeout=300) == 0
+    check()
+    return cut_off
+
+
+def make_photographs(folder):
+    """Three sets of twelve classes, 20 images of each."""
+    rng = np.random.default_rng(0)
+    for place in range(36):
+        (folder / ("train", "val", "test")[place % 3] / f"n{place}").mkdir(parents=True)
+        for number in range(20):
+            image = Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8))
+            image.save(folder / ("train", "val", "test")[place % 3] / f"n{place}" / f"{number}.jpg")
+    return folder
+
+
+@pytest.mark.parametrize("data_set", ["miniimagenet", "omniglot"])
+def test_fetching_killed_at_random_moments_puts_all_or_nothing_in_place(tmp_path, data_set):
+    if data_set == "omniglot" and not ZIPS:
+        pytest.skip("OMNIGLOT_ZIPS names no folder of Omniglot's archives")
+    environment = os.environ | {"PYTHON": sys.executable}
+    if data_set == "omniglot":
+        environment["OMNIGLOT_URL"] = pathlib.Path(ZIPS).as_uri()
+    else:
+        environment["MINIIMAGENET_DIR"] = str(make_photographs(tmp_path / "photographs"))
+
+    def begin(place):
+        command = ["bash", ROOT / "fetch_data.sh", data_set, tmp_path / place]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+
+    def check():
+        if (tmp_path / "killed" / data_set).exists():
+            assert contents(tmp_path / "killed" / data_set) == expected
+
+    began = time.monotonic()
+    assert begin("whole").wait(timeout=300) == 0
+    seconds, expected = time.monotonic() - began, contents(tmp_path / "whole" / data_set)
+    cut_off = killed_often(lambda: begin("killed"), check, seconds)
+    assert {path.name for path in (tmp_path / "killed").iterdir()} - {".download"} == {data_set}
+    print(f"fetch_data.sh {data_set}: {KILLS} kills, {cut_off} of them before it had ended (FAULTS_SEED={SEED})")
+    assert cut_off > 0
+
+
+# Starting TensorFlow once, and then a process for each line that names a folder of photographs: its number, its end.
+PREPARER = """
+import os, sys
+from reptile_tf.data import miniimagenet
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        miniimagenet.load(line.strip())
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Preparing:
+    """A process that loads photographs."""
+
+    def __init__(self, preparer, folder):
+        self._preparer = preparer
+        print(folder, file=preparer.stdin, flush=True)
+        self._child = int(preparer.stdout.readline())
+
+    def kill(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._child, signal.SIGKILL)
+
+    def wait(self, timeout):
+        del timeout
+        return int(self._preparer.stdout.readline())
+
+
+def test_preparing_images_killed_at_random_moments_makes_the_same_store(tmp_path):
+    """Omniglot's store is made by the same code."""
+    whole = make_photographs(tmp_path / "whole")
+    killed = shutil.copytree(whole, tmp_path / "killed")
+    command = [sys.executable, "-c", PREPARER]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as preparer:
+        assert Preparing(preparer, whole).wait(None) == 0  # starts TensorFlow, too
+        for path in whole.glob("prepared*"):
+            path.unlink()
+        began = time.monotonic()
+        assert Preparing(preparer, whole).wait(None) == 0
+        seconds = time.monotonic() - began
+        (expected,) = (path.read_bytes() for path in whole.glob("*.npy"))
+
+        def check():
+            if (killed / "prepared-84.json").exists():
+                assert [path.read_bytes() for path in killed.glob("*.npy")] == [expected]
+                (killed / "prepared-84.json").unlink()  # so that there is something to kill again
+
+        cut_off = killed_often(lambda: Preparing(preparer, killed), check, seconds)
+        preparer.stdin.close()
+    assert not leftovers(killed)
+    print(f"preparing: {KILLS} kills, {cut_off} of them before it had ended (FAULTS_SEED={SEED})")
+    assert cut_off > 0
 
 
 @pytest.fixture
