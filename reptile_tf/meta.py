@@ -24,6 +24,10 @@ from reptile_tf.tasks import EVALUATION, Tasks, deal_minibatches, generator
 MetaGradient = Callable[[tf.Tensor, Lane, Tasks], tf.Tensor]
 
 
+class NotFiniteError(ArithmeticError):
+    """A meta-iteration that gave infinities or what is not a number; `args[0]` lists where."""
+
+
 def reptile(phi: tf.Tensor, lane: Lane, tasks: Tasks) -> tf.Tensor:
     """phi - U_k(phi) (paper, section 4); with k = 1 it is joint training. Returns [stack, weight]."""
     return phi - lane.adapt(tasks, tasks.minibatches)
@@ -122,6 +126,7 @@ class MetaLearner:
         self.phi = tf.Variable(self.network.flatten(model.trainable_variables), name="phi")
         self.inner_optimizer = inner_optimizer
         self.weight_decay = weight_decay
+        self._is_classifier, self._outputs = loss is cross_entropy, model.output_shape[-1]
         self._meta_gradient = meta_gradient
         self._in_turn = in_turn
         self._stacked = stacked
@@ -142,15 +147,38 @@ class MetaLearner:
           meta_step: the outer optimizer's learning rate (the paper's eps).
 
         Returns:
-          The norm of the meta-gradient; not finite if the inner loop diverged.
-        """
-        return float(self._compiled_step(tasks, tf.constant(meta_step, self.phi.dtype)))
+          The norm of the meta-gradient.
 
-    def _step(self, tasks: Tasks, meta_step: tf.Tensor) -> tf.Tensor:
+        Raises:
+          NotFiniteError: a loss, a weight or a moment is infinite or not a number. The learner stays as it was.
+          ValueError: a label that the network has no output for.
+        """
+        self._check_labels(tasks.y)
+        norm, finite = self._compiled_step(tasks, tf.constant(meta_step, self.phi.dtype))
+        if not finite.numpy().all():
+            names = ("meta-gradient", *self._variables())
+            raise NotFiniteError([name for name, fine in zip(names, finite.numpy(), strict=True) if not fine])
+        return float(norm)
+
+    def _step(self, tasks: Tasks, meta_step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        variables = list(self._variables().values())
+        before = [tf.identity(variable) for variable in variables]
         gradient = self._gradient_in_turn(tasks) if self._in_turn else self._gradient_side_by_side(tasks)
         self._outer.learning_rate.assign(meta_step)
         self._outer.apply([gradient], [self.phi])
-        return tf.norm(gradient)
+        norm = tf.norm(gradient)
+        finite = tf.stack([tf.reduce_all(tf.math.is_finite(tf.cast(v, norm.dtype))) for v in (norm, *variables)])
+        for variable, old in zip(variables, before, strict=True):
+            variable.assign(tf.where(tf.reduce_all(finite), variable, old))
+        return norm, finite
+
+    def _check_labels(self, y: np.ndarray) -> None:
+        """Raises ValueError for labels of a classifier that one-hot encoding would make nothing of."""
+        if self._is_classifier and not (np.min(y) >= 0 and np.max(y) < self._outputs):
+            raise ValueError(
+                f"labels must be from 0 to {self._outputs - 1}, as the network has {self._outputs} outputs: these go "
+                f"from {np.min(y)} to {np.max(y)}"
+            )
 
     def meta_gradients(self, tasks: Tasks) -> np.ndarray:
         """The meta-gradient of each task, floatx [task, weight]; the learner stays as it is.
@@ -158,6 +186,7 @@ class MetaLearner:
         Args:
           tasks: as many as the meta-batch, or one if they are to run in turn.
         """
+        self._check_labels(tasks.y)
         return self._compiled_gradients(tasks).numpy()
 
     def _gradients(self, tasks: Tasks) -> tf.Tensor:
@@ -193,7 +222,11 @@ class MetaLearner:
         Returns:
           A copy of the model with the adapted weights. It takes inputs times `network.scale`; call it with
           training=True, on all queries together (transductive) or on the support set and one query.
+
+        Raises:
+          ValueError: a label that the network has no output for.
         """
+        self._check_labels(y)
         dealt = deal_minibatches(len(x), batch, steps, False, generator(seed, EVALUATION, 0, 0))
         task = Tasks(*(np.asarray(part)[np.newaxis] for part in (x, y, dealt)))
         weights = self._compiled_adapt(task)[0]

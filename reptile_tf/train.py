@@ -14,7 +14,7 @@ from reptile_tf.checkpoint import Checkpoint, RunFolder
 from reptile_tf.data.image_classes import ImageClasses
 from reptile_tf.errors import UserError
 from reptile_tf.evaluate import Accuracy, Evaluator, accuracy_by_task
-from reptile_tf.meta import MetaGradient, MetaLearner, foml, maml, partial_sum, reptile
+from reptile_tf.meta import MetaGradient, MetaLearner, NotFiniteError, foml, maml, partial_sum, reptile
 from reptile_tf.progress import Progress, say
 from reptile_tf.settings import Settings
 
@@ -59,6 +59,9 @@ def meta_train(
     learner, checkpoint = make_learner(model, settings, classes.scale, stacked), None
     tasks.check_enough(classes, settings.classes, settings.images_per_class, "training")
     _check_fit(model, classes.images.shape[1:], settings.classes)
+    if same := classes.without_variety():
+        which = f"class {same[0]}" if len(same) == 1 else f"{len(same)} classes"
+        say(f"warning: all images of {which} are the same{': ' * (len(same) > 1)}{', '.join(same[:3])}")
     if folder is not None:
         checkpoint = folder.load()
     if checkpoint is None:
@@ -156,9 +159,10 @@ def _train(
     ):
         while done < settings.meta_iters and not caught:
             batch = tasks.training_tasks(classes, iteration=done, **settings.training_arguments())
-            norm = learner.step(batch, settings.schedule(done))
-            if not np.isfinite(norm):
-                raise UserError(_diverged(done, folder))
+            try:
+                norm = learner.step(batch, settings.schedule(done))
+            except NotFiniteError as error:
+                raise UserError(_diverged(error, done, folder)) from error
             done += 1
             if look and (done % settings.eval_interval == 0 or done == settings.meta_iters):
                 accuracies = look(done)
@@ -175,14 +179,14 @@ def _train(
         raise Interrupted(caught[0], done)
 
 
-def _diverged(iteration: int, folder: RunFolder | None) -> str:
+def _diverged(error: NotFiniteError, iteration: int, folder: RunFolder | None) -> str:
     kept = folder.iterations() if folder is not None else []
     last = (
         f"the last good checkpoint, of meta-iteration {kept[-1]}, is kept in {folder.path}" if kept else "none is saved"
     )
     return (
-        f"the loss is not finite at meta-iteration {iteration}: training stops, {last}; "
-        "lower --learning-rate or --meta-step"
+        f"the loss is not finite at meta-iteration {iteration + 1} (nor is {', '.join(error.args[0])}): training "
+        f"stops, {last}; lower --learning-rate or --meta-step"
     )
 
 

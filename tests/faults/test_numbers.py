@@ -1,0 +1,145 @@
+"""Numbers that run away and data that give none: noticed, named, the last good state kept."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from reptile_tf import MetaLearner, Settings, UserError, meta_test, meta_train, tasks
+from reptile_tf.checkpoint import RunFolder
+from reptile_tf.inner_loop import cross_entropy
+from reptile_tf.meta import NotFiniteError, foml, maml, partial_sum, reptile
+
+SETTINGS = Settings(
+    classes=3, shots=1, train_shots=4, inner_batch=5, inner_iters=3, meta_batch=2, meta_iters=11, save_interval=4,
+    eval_samples=4, eval_iters=2,
+)  # fmt: skip
+CONFIG = {"benchmark": "test", "settings": {}, "split": {}}
+
+
+def batch(glyphs, iteration=0, **options):
+    return tasks.training_tasks(glyphs, iteration=iteration, **(SETTINGS.training_arguments() | options))
+
+
+def learner(model, **options):
+    inner = options.pop("inner", keras.optimizers.Adam(1e-2, beta_1=0.0))
+    outer = options.pop("outer", keras.optimizers.SGD())
+    return MetaLearner(model, inner, outer, **({"meta_batch": 2} | options))
+
+
+def assert_same(ours, expected):
+    for name, value in expected.items():
+        np.testing.assert_array_equal(ours[name], value, err_msg=name)
+
+
+def poisoned(value):
+    """The loss of a classifier, `value` times as large where a minibatch begins with a label of 1."""
+
+    def loss(labels, outputs):
+        return cross_entropy(labels, outputs) * tf.where(labels[0] == 1, tf.constant(value, outputs.dtype), 1)
+
+    return loss
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e38])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"in_turn": True},
+        {"stacked": True},
+        {"outer": keras.optimizers.Adam()},
+        {"meta_gradient": partial_sum([1, 3])},
+        {"meta_gradient": foml},
+        {"meta_gradient": maml, "inner": keras.optimizers.SGD(1e-2)},
+    ],
+    ids=["side by side", "in turn", "stacked", "outer Adam", "partial sum", "first-order MAML", "MAML"],
+)
+def test_a_loss_that_is_not_finite_changes_nothing(small_model, glyphs, value, options):
+    one = learner(small_model(), loss=poisoned(value), **options)
+    apart = {"foml": options.get("meta_gradient") in (foml, maml)}
+    good = batch(glyphs, **apart)
+    good = good._replace(y=np.zeros_like(good.y))
+    one.step(good, 0.1)
+    before = one.state()
+    with pytest.raises(NotFiniteError) as caught:
+        one.step(good._replace(y=np.ones_like(good.y)), 0.1)
+    assert caught.value.args[0]
+    assert_same(one.state(), before)
+    one.step(good, 0.1)  # goes on
+    assert all(np.isfinite(each).all() for each in one.state().values())
+
+
+def test_moments_that_overflow_are_noticed_though_the_weights_are_finite(small_model, glyphs):
+    """A gradient of 1e25 has an infinite square: Adam would stand still from then on, in silence."""
+    one = learner(small_model(), loss=poisoned(1e25), inner=keras.optimizers.Adam(1e-2, beta_1=0.0))
+    ones = batch(glyphs)
+    with pytest.raises(NotFiniteError, match="inner/"):
+        one.step(ones._replace(y=np.ones_like(ones.y)), 0.1)
+
+
+@pytest.mark.parametrize("flags", [{"sgd": True, "learning_rate": 1e30}, {"meta_step": 1e38, "meta_step_final": 1e38}])
+def test_weights_that_explode_stop_the_run_and_the_last_good_state_is_kept(small_model, glyphs, tmp_path, flags):
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(CONFIG)
+    model = small_model()
+    good = dataclasses.replace(SETTINGS, meta_iters=4)
+    kept = meta_train(model, glyphs, good, folder=folder).state()
+    bad = dataclasses.replace(SETTINGS, **flags)
+    if "sgd" in flags:  # the state of another inner optimizer does not fit: from the beginning
+        folder = RunFolder(tmp_path / "other")
+        folder.claim(CONFIG)
+        kept = None
+    with pytest.raises(UserError, match=r"the loss is not finite at meta-iteration \d+ \(nor is .*\): training stops"):
+        meta_train(model, glyphs, bad, folder=folder)
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())
+    if kept:
+        assert_same(folder.load().state, kept)
+    else:
+        assert folder.load() is None
+
+
+def same_image(glyphs, which):
+    """The glyphs, but all images of the classes `which` the same."""
+    images = glyphs.images.copy()
+    for index in which:
+        start, count = glyphs.starts[index], glyphs.counts[index]
+        images[start : start + count] = images[start]
+    return dataclasses.replace(glyphs, images=images)
+
+
+def test_a_class_of_identical_images_is_named_and_trains(small_model, glyphs, capsys):
+    trained = meta_train(small_model(), same_image(glyphs, [7]), SETTINGS)
+    assert f"warning: all images of class {glyphs.names[7]} are the same" in capsys.readouterr().out
+    assert all(np.isfinite(value).all() for value in trained.state().values())
+    meta_train(small_model(), glyphs, SETTINGS)
+    assert "warning" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_batches_without_variance_stay_finite(small_model, glyphs, stacked, capsys):
+    """Batch norm divides by the root of a variance of zero, and epsilon."""
+    blank = dataclasses.replace(glyphs, images=np.zeros_like(glyphs.images))
+    trained = meta_train(small_model(), blank, SETTINGS, stacked=stacked)
+    assert "all images of 40 classes are the same" in capsys.readouterr().out
+    assert all(np.isfinite(value).all() for value in trained.state().values())
+    assert 0 <= meta_test(trained, blank, SETTINGS).accuracy <= 1
+
+
+@pytest.mark.parametrize("label", [-1, 3, 10**6])
+def test_labels_beyond_the_ways_are_refused(small_model, glyphs, label):
+    """One-hot encoding would make zeros of them, and the loss would not count them."""
+    one = learner(small_model(3), meta_gradient=reptile)
+    before, wrong = one.state(), batch(glyphs)
+    wrong.y[1, 2] = label
+    message = f"labels must be from 0 to 2, .* 3 outputs: these go from {min(label, 0)} to {max(label, 2)}"
+    for use in (
+        lambda: one.step(wrong, 0.1),
+        lambda: one.meta_gradients(wrong),
+        lambda: one.adapt(wrong.x[1], wrong.y[1], steps=1),
+    ):
+        with pytest.raises(ValueError, match=message):
+            use()
+    assert_same(one.state(), before)
