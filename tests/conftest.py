@@ -13,12 +13,20 @@ import tensorflow as tf
 from made_imagenet import ImageNet
 from mirrors import make_mirror
 
-from reptile_tf import data
+from reptile_tf import cli, data, device
 
 DEMO = pathlib.Path(__file__).parent.parent / "demo"
 in_node = pytest.mark.skipif(
     shutil.which("node") is None or not (DEMO / "node_modules").is_dir(), reason="needs Node.js and npm ci in demo/"
 )
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Shows what tests have counted (`record_property`), also those that ran in other processes."""
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for _, value in report.user_properties:
+                terminalreporter.write_line(f"{report.nodeid}: {value}")
 
 
 @pytest.fixture
@@ -77,6 +85,19 @@ def root(tmp_path):
 def direct(monkeypatch):
     """A server on the loopback interface is asked without a proxy."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@pytest.fixture
+def main(monkeypatch, capsys, tmp_path):
+    """Runs the script's main function in an empty folder: (exit code, the error line)."""
+    monkeypatch.setattr(device, "configure", lambda *_: (False, "device: as the tests have it"))
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        code = cli.main(["run_omniglot.py", *arguments], "What it does.", "omniglot")
+        return code, capsys.readouterr().err
+
+    return call
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import pytest
 from matplotlib import image
 
 import reptile_tf
-from reptile_tf import cli, device
 from reptile_tf.checkpoint import RunFolder
 from reptile_tf.errors import UserError
 from reptile_tf.evaluate import Accuracy, BothWays
@@ -164,19 +163,6 @@ def test_the_other_ways_to_train_run_too(tmp_path):
 
 
 # --- mistakes, in this process -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def main(monkeypatch, capsys, tmp_path):
-    """Runs the script's main function in an empty folder: (exit code, the error line)."""
-    monkeypatch.setattr(device, "configure", lambda *_: (False, "device: as the tests have it"))
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        code = cli.main(["run_omniglot.py", *arguments], "What it does.", "omniglot")
-        return code, capsys.readouterr().err
-
-    return call
 
 
 @pytest.mark.parametrize(

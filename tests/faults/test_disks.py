@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from tools import contents, leftovers, limited
+from tools import TINY, Disk, contents, leftovers, limited
 
 from reptile_tf import cli, device, files, plots, run, tfjs
 from reptile_tf.checkpoint import Checkpoint, RunFolder
@@ -22,6 +22,18 @@ from reptile_tf.evaluate import BothWays
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 FULL = os.strerror(errno.ENOSPC)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 3 MB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", path], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"cannot mount a small disk here: {made.stderr.strip()}")
+    yield Disk(path)
+    subprocess.run(["umount", "--lazy", path], check=True)
 
 
 def is_one_line(error):
@@ -40,7 +52,7 @@ def test_a_run_on_a_disk_that_fills_up_keeps_what_it_has_and_goes_on(main, disk,
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "save", save_and_fill)
-        code, error = main(f"--checkpoint={folder}")
+        code, error = main(*TINY, f"--checkpoint={folder}")
     assert code == 1
     assert f"cannot write {folder / path}: {FULL}" in error
     assert is_one_line(error)
@@ -48,7 +60,7 @@ def test_a_run_on_a_disk_that_fills_up_keeps_what_it_has_and_goes_on(main, disk,
     assert not leftovers(folder)
     disk.free()
     for each in (folder, tmp_path / "undisturbed"):
-        assert main(f"--checkpoint={each}") == (0, "")
+        assert main(*TINY, f"--checkpoint={each}") == (0, "")
     ours, expected = (RunFolder(path).load().state for path in (folder, tmp_path / "undisturbed"))
     for name, value in expected.items():
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
@@ -56,7 +68,7 @@ def test_a_run_on_a_disk_that_fills_up_keeps_what_it_has_and_goes_on(main, disk,
 
 def test_a_disk_that_is_full_at_a_look_names_the_events(main, disk, monkeypatch):
     monkeypatch.setattr("reptile_tf.train.accuracy_by_task", lambda *_, **__: disk.fill() or BothWays(*np.ones([2, 2])))
-    code, error = main(f"--checkpoint={disk.path / 'run'}", "--eval-interval=1")
+    code, error = main(*TINY, f"--checkpoint={disk.path / 'run'}", "--eval-interval=1")
     assert code == 1
     assert f"cannot write TensorBoard events to {disk.path / 'run' / 'events'}: {FULL}" in error
     assert is_one_line(error)
@@ -65,8 +77,6 @@ def test_a_disk_that_is_full_at_a_look_names_the_events(main, disk, monkeypatch)
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The folder of a finished run."""
-    from tools import TINY
-
     folder = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "configure", lambda *_: (False, ""))
@@ -167,11 +177,11 @@ def test_a_read_only_run_is_loaded_but_not_written_to(main, disk, finished):
     folder = shutil.copytree(finished, disk.path / "run")
     disk.remount("ro")
     np.testing.assert_array_equal(run.load(folder).state()["phi"], run.load(finished).state()["phi"])
-    code, error = main("--pretrained", f"--checkpoint={folder}")
+    code, error = main(*TINY, "--pretrained", f"--checkpoint={folder}")
     assert code == 1
     assert f"cannot write {folder}/evaluation-1shot.json: {os.strerror(errno.EROFS)}" in error
     assert is_one_line(error)
-    code, error = main(f"--checkpoint={folder}")
+    code, error = main(*TINY, f"--checkpoint={folder}")
     assert code == 1
     assert f"cannot use {folder} as --checkpoint" in error
     assert is_one_line(error)
@@ -182,7 +192,7 @@ def test_with_few_handles_left_a_run_ends_with_one_line(main, tmp_path):
     codes = []
     for spare in range(12):
         with limited(resource.RLIMIT_NOFILE, lowest_free_handle() + spare):
-            code, error = main(f"--checkpoint={tmp_path / str(spare)}")
+            code, error = main(*TINY, f"--checkpoint={tmp_path / str(spare)}")
         codes.append(code)
         assert code == 0 or is_one_line(error), error
         assert not leftovers(tmp_path)

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
+from tools import TINY
 
 import reptile_tf as rt
 from reptile_tf import files
@@ -52,7 +53,7 @@ def pickled(harm):
 @pytest.fixture
 def run(tmp_path, main):
     """The folder of a finished run."""
-    assert main(f"--checkpoint={tmp_path / 'run'}")[0] == 0
+    assert main(*TINY, f"--checkpoint={tmp_path / 'run'}")[0] == 0
     return tmp_path / "run"
 
 

@@ -65,7 +65,7 @@ def ended(process):
     return output
 
 
-def test_killed_at_random_moments_training_ends_with_the_same_weights(tmp_path):
+def test_killed_at_random_moments_training_ends_with_the_same_weights(tmp_path, record_property):
     """It always resumes, loses one checkpoint interval at most, and never needs a hand.
 
     Every other kill comes as soon as a checkpoint is being written.
@@ -85,7 +85,7 @@ def test_killed_at_random_moments_training_ends_with_the_same_weights(tmp_path):
         assert (int(resumed[1]) if resumed else 0) == before, f"kill {kill}: {output}"
     ended(start(folder, meta_iters))
     ended(start(tmp_path / "undisturbed", meta_iters))
-    print(f"training: {KILLS} kills, {in_writing} of them with a checkpoint half written (FAULTS_SEED={SEED})")
+    record_property("counts", f"{KILLS} kills, {in_writing} with a checkpoint half written (FAULTS_SEED={SEED})")
     assert in_writing > 0
     states = [RunFolder(path).load().state for path in (folder, tmp_path / "undisturbed")]
     for name, value in states[1].items():
@@ -122,7 +122,7 @@ def make_photographs(folder):
 
 
 @pytest.mark.parametrize("data_set", ["miniimagenet", "omniglot"])
-def test_fetching_killed_at_random_moments_puts_all_or_nothing_in_place(tmp_path, data_set):
+def test_fetching_killed_at_random_moments_puts_all_or_nothing_in_place(tmp_path, data_set, record_property):
     if data_set == "omniglot" and not ZIPS:
         pytest.skip("OMNIGLOT_ZIPS names no folder of Omniglot's archives")
     environment = os.environ | {"PYTHON": sys.executable}
@@ -144,7 +144,7 @@ def test_fetching_killed_at_random_moments_puts_all_or_nothing_in_place(tmp_path
     seconds, expected = time.monotonic() - began, contents(tmp_path / "whole" / data_set)
     cut_off = killed_often(lambda: begin("killed"), check, seconds)
     assert {path.name for path in (tmp_path / "killed").iterdir()} - {".download"} == {data_set}
-    print(f"fetch_data.sh {data_set}: {KILLS} kills, {cut_off} of them before it had ended (FAULTS_SEED={SEED})")
+    record_property("counts", f"{KILLS} kills, {cut_off} before it had ended (FAULTS_SEED={SEED})")
     assert cut_off > 0
 
 
@@ -180,7 +180,7 @@ class Preparing:
         return int(self._preparer.stdout.readline())
 
 
-def test_preparing_images_killed_at_random_moments_makes_the_same_store(tmp_path):
+def test_preparing_images_killed_at_random_moments_makes_the_same_store(tmp_path, record_property):
     """Omniglot's store is made by the same code."""
     whole = make_photographs(tmp_path / "whole")
     killed = shutil.copytree(whole, tmp_path / "killed")
@@ -202,7 +202,7 @@ def test_preparing_images_killed_at_random_moments_makes_the_same_store(tmp_path
         cut_off = killed_often(lambda: Preparing(preparer, killed), check, seconds)
         preparer.stdin.close()
     assert not leftovers(killed)
-    print(f"preparing: {KILLS} kills, {cut_off} of them before it had ended (FAULTS_SEED={SEED})")
+    record_property("counts", f"{KILLS} kills, {cut_off} before it had ended (FAULTS_SEED={SEED})")
     assert cut_off > 0
 
 

@@ -1,0 +1,78 @@
+"""A long training: memory, handles, threads, speed and disk stay as they are.
+
+FAULTS_META_ITERS is how long it is (30,000 in `make faults`).
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from tools import TINY
+
+from reptile_tf.checkpoint import KEEP, RunFolder
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+META_ITERS = int(os.environ.get("FAULTS_META_ITERS", "4000"))
+WARM_UP = 1000  # meta-iterations
+# It takes a long run to tell 5 % from noise.
+SLOWER = 0.05 if META_ITERS >= 30_000 else 0.25
+
+
+def measured(pid: int) -> dict[str, float]:
+    """Of a process: resident KiB, handles, threads, seconds of processor time."""
+    status = dict(line.split(":", 1) for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines())
+    spent = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return {
+        "memory": int(status["VmRSS"].split()[0]),
+        "handles": len(os.listdir(f"/proc/{pid}/fd")),
+        "threads": int(status["Threads"]),
+        "seconds": sum(map(int, spent)) / os.sysconf("SC_CLK_TCK"),
+    }
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="measures by Linux's /proc")
+def test_a_long_run_takes_no_more_with_time(tmp_path, record_property):
+    options = [f"--checkpoint={tmp_path / 'run'}", f"--meta-iters={META_ITERS}", "--save-interval=50"]
+    command = [sys.executable, ROOT / "run_omniglot.py", *TINY, *options, "--eval-interval=100"]
+    folder, samples, sizes = RunFolder(tmp_path / "run"), [], []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        while True:
+            done = max(folder.iterations(), default=0)
+            if done >= META_ITERS or process.poll() is not None:
+                break
+            if done >= WARM_UP and (not samples or done > samples[-1]["done"]):
+                samples.append({"done": done, "wall": time.monotonic()} | measured(process.pid))
+                with os.scandir(folder.path) as entries:
+                    sizes.append(sum(entry.stat().st_size for entry in entries if entry.name[0] != "."))
+            time.sleep(0.1)
+        output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    assert len(samples) >= 8
+    columns = {name: np.array([sample[name] for sample in samples]) for name in samples[0]}
+
+    growth = columns["memory"].max() / columns["memory"].min() - 1
+    # Processor time per meta-iteration, over 40 stretches; other work on the machine only ever adds to it, so that the
+    # least of each half is the truest.
+    marks = np.linspace(columns["done"][0], columns["done"][-1], 41)
+    spent = np.diff(np.interp(marks, columns["done"], columns["seconds"])) / np.diff(marks)
+    slower = spent[20:].min() / spent[:20].min() - 1
+    rate = np.ptp(columns["done"]) / np.ptp(columns["wall"])
+    record_property(
+        "counts",
+        f"{META_ITERS} meta-iterations, {rate:.0f} a second; after the first {WARM_UP}: memory {columns['memory'].min()} "
+        f"to {columns['memory'].max()} KiB ({100 * growth:.2f} %), handles {columns['handles'].min()} to "
+        f"{columns['handles'].max()}, threads {columns['threads'].min()} to {columns['threads'].max()}, processor time "
+        f"per meta-iteration {100 * slower:+.1f} % in the second half, folder at most {max(sizes)} bytes",
+    )
+    assert growth < 0.02
+    assert columns["threads"].min() == columns["threads"].max()
+    assert columns["handles"].max() - columns["handles"].min() <= 2  # a checkpoint and its folder, being written
+    assert abs(slower) < SLOWER
+    assert folder.iterations()[-1] == META_ITERS
+    assert len(folder.iterations()) == KEEP
+    looks = META_ITERS // 100
+    assert max(sizes) < min(sizes) + KEEP * looks * 2 * 24 + 10_000  # the history: 24 bytes for each task looked at
