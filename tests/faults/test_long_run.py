@@ -61,12 +61,12 @@ def test_a_long_run_takes_no_more_with_time(tmp_path, record_property):
     spent = np.diff(np.interp(marks, columns["done"], columns["seconds"])) / np.diff(marks)
     slower = spent[20:].min() / spent[:20].min() - 1
     rate = np.ptp(columns["done"]) / np.ptp(columns["wall"])
+    memory, handles, threads = (f"{columns[n].min()} to {columns[n].max()}" for n in ("memory", "handles", "threads"))
     record_property(
         "counts",
-        f"{META_ITERS} meta-iterations, {rate:.0f} a second; after the first {WARM_UP}: memory {columns['memory'].min()} "
-        f"to {columns['memory'].max()} KiB ({100 * growth:.2f} %), handles {columns['handles'].min()} to "
-        f"{columns['handles'].max()}, threads {columns['threads'].min()} to {columns['threads'].max()}, processor time "
-        f"per meta-iteration {100 * slower:+.1f} % in the second half, folder at most {max(sizes)} bytes",
+        f"{META_ITERS} meta-iterations, {rate:.0f} a second; after the first {WARM_UP}: memory {memory} KiB "
+        f"({100 * growth:.2f} %), handles {handles}, threads {threads}, processor time per meta-iteration "
+        f"{100 * slower:+.1f} % in the second half, folder at most {max(sizes)} bytes",
     )
     assert growth < 0.02
     assert columns["threads"].min() == columns["threads"].max()
