@@ -70,6 +70,25 @@ class Network:
         # Moving averages and the like: read by no forward pass in training mode, and never changed.
         self._untrained = [v.numpy() for v in model.non_trainable_variables]
         self.size = sum(self._sizes)
+        self._ways: dict[tuple[int, ...], int] = {}  # outputs, by the shape of an input
+
+    def check_labels(self, x: tuple[int, ...], y: np.ndarray) -> None:
+        """Raises ValueError for labels that the cross-entropy would make nothing of; other losses take any target.
+
+        Args:
+          x: the shape of one input.
+          y: the labels.
+        """
+        if self._loss is not cross_entropy:
+            return
+        if x not in self._ways:
+            self._ways[x] = self._apply(tf.zeros([self.size], self.dtype), tf.zeros([1, *x]))[0].shape[-1]
+        low, high = np.min(y), np.max(y)
+        if low < 0 or high >= self._ways[x]:
+            raise ValueError(
+                f"labels must be from 0 to {self._ways[x] - 1}, as the network has {self._ways[x]} outputs: these go "
+                f"from {low} to {high}"
+            )
 
     def flatten(self, weights: Sequence[np.ndarray | tf.Tensor]) -> tf.Tensor:
         """Joins the trainable weights, in the model's order, to one floatx [weight]."""

@@ -126,7 +126,6 @@ class MetaLearner:
         self.phi = tf.Variable(self.network.flatten(model.trainable_variables), name="phi")
         self.inner_optimizer = inner_optimizer
         self.weight_decay = weight_decay
-        self._is_classifier, self._outputs = loss is cross_entropy, model.output_shape[-1]
         self._meta_gradient = meta_gradient
         self._in_turn = in_turn
         self._stacked = stacked
@@ -153,7 +152,7 @@ class MetaLearner:
           NotFiniteError: a loss, a weight or a moment is infinite or not a number. The learner stays as it was.
           ValueError: a label that the network has no output for.
         """
-        self._check_labels(tasks.y)
+        self.network.check_labels(tasks.x.shape[2:], tasks.y)
         norm, finite = self._compiled_step(tasks, tf.constant(meta_step, self.phi.dtype))
         if not finite.numpy().all():
             names = ("meta-gradient", *self._variables())
@@ -172,21 +171,13 @@ class MetaLearner:
             variable.assign(tf.where(tf.reduce_all(finite), variable, old))
         return norm, finite
 
-    def _check_labels(self, y: np.ndarray) -> None:
-        """Raises ValueError for labels of a classifier that one-hot encoding would make nothing of."""
-        if self._is_classifier and not (np.min(y) >= 0 and np.max(y) < self._outputs):
-            raise ValueError(
-                f"labels must be from 0 to {self._outputs - 1}, as the network has {self._outputs} outputs: these go "
-                f"from {np.min(y)} to {np.max(y)}"
-            )
-
     def meta_gradients(self, tasks: Tasks) -> np.ndarray:
         """The meta-gradient of each task, floatx [task, weight]; the learner stays as it is.
 
         Args:
           tasks: as many as the meta-batch, or one if they are to run in turn.
         """
-        self._check_labels(tasks.y)
+        self.network.check_labels(tasks.x.shape[2:], tasks.y)
         return self._compiled_gradients(tasks).numpy()
 
     def _gradients(self, tasks: Tasks) -> tf.Tensor:
@@ -226,7 +217,7 @@ class MetaLearner:
         Raises:
           ValueError: a label that the network has no output for.
         """
-        self._check_labels(y)
+        self.network.check_labels(np.shape(x)[1:], y)
         dealt = deal_minibatches(len(x), batch, steps, False, generator(seed, EVALUATION, 0, 0))
         task = Tasks(*(np.asarray(part)[np.newaxis] for part in (x, y, dealt)))
         weights = self._compiled_adapt(task)[0]
