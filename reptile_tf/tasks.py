@@ -47,7 +47,9 @@ class EvalTasks(NamedTuple):
 
 def generator(seed: int, stream: int, iteration: int, task: int) -> np.random.Generator:
     """The random numbers of one task. `iteration` and `task` may be any non-negative integers below 2**64."""
-    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, task, iteration]))
+    return np.random.Generator(
+        np.random.Philox(key=np.array([seed, stream], np.uint64), counter=[0, 0, task, iteration])
+    )
 
 
 def check_enough(classes: ImageClasses, way: int, images: int, purpose: str) -> None:

@@ -57,6 +57,11 @@ def test_label_i_is_the_ith_class_drawn_and_indexes_reach_its_images(glyphs):
             np.testing.assert_array_equal(batch.x[task][batch.y[task] == label], drawn[label])
 
 
+def test_seeds_of_64_bits_are_told_apart():
+    drawn = {tasks.generator(seed, tasks.TRAINING, 0, 0).random() for seed in (2**63, 2**63 + 1, 2**64 - 2, 2**64 - 1)}
+    assert len(drawn) == 4
+
+
 def test_a_task_depends_on_seed_iteration_and_number_alone(glyphs):
     few = tasks.training_tasks(glyphs, iteration=7, count=2, **TRAINING)
     many = tasks.training_tasks(glyphs, iteration=7, count=5, **TRAINING)
