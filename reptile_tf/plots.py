@@ -35,9 +35,10 @@ def learning_curve(path: pathlib.Path, history: np.ndarray, what: str) -> None:
       what: the data set, for the title.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot(
-        xlabel="meta-iteration", ylabel="accuracy on held-out classes (%)", title=f"{what}, mean and 95 % interval"
-    )
+    axes = figure.add_subplot(xlabel="meta-iteration", ylabel="accuracy on held-out classes (%)")
+    # A data set may be named after its folder: not every letter is in the font, and dollar signs mean no formula.
+    what = what.encode("ascii", "backslashreplace").decode()
+    axes.set_title(f"{what}, mean and 95 % interval", parse_math=False)
     looks = len(np.unique(history[:, 0]))
     # Few enough points for the intervals to be narrow, many enough for a curve.
     points = curve(history, np.clip(looks // 5, min(10, looks), 40))
