@@ -118,8 +118,12 @@ def run(settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> Non
       train.Interrupted: SIGINT or SIGTERM while training.
     """
     folder = RunFolder(settings.checkpoint)
-    with contextlib.ExitStack() as held:
-        _run(folder, settings, chosen, benchmark, held)
+    try:
+        with contextlib.ExitStack() as held:
+            _run(folder, settings, chosen, benchmark, held)
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        line = next(iter(str(error).splitlines()), "")
+        raise UserError(f"not enough memory; lower --meta-batch, --inner-batch or --filters ({line})") from error
 
 
 def _run(
@@ -144,13 +148,15 @@ def _run(
         say(f"{folder.path}: trained for {checkpoint.iteration} meta-iterations")
     else:
         sets = benchmark.split(images, settings.seed)
+        _check_enough(sets, settings)
+        keras.utils.set_random_seed(settings.seed % 2**32)
+        model = benchmark.network(settings.classes, settings.filters)
+        train.check_fit(model, images.images.shape[1:], settings.classes)
         _claim(folder, sets, settings, benchmark)
         held.enter_context(folder.locked())
         say(f"training; checkpoints and TensorBoard events go to {folder.path}")
         sets["train"] = benchmark.for_training(sets["train"])
         held_out = sets[benchmark.held_out]
-        keras.utils.set_random_seed(settings.seed % 2**32)
-        model = benchmark.network(settings.classes, settings.filters)
         learner = train.meta_train(model, sets["train"], settings, held_out=held_out, folder=folder, stacked=stacked)
         checkpoint = folder.load()
 
@@ -213,11 +219,15 @@ def _restored(
     return learner, checkpoint
 
 
-def _claim(folder: RunFolder, sets: Sets, settings: Settings, benchmark: Benchmark) -> None:
-    """Makes the folder this run's, once nothing is left that could keep the run from starting."""
+def _check_enough(sets: Sets, settings: Settings) -> None:
+    """Raises UserError unless the tasks asked for can be drawn."""
     for classes in sets.values():
         tasks.check_enough(classes, settings.classes, settings.shots + 1, "evaluation")
     tasks.check_enough(sets["train"], settings.classes, settings.images_per_class, "training")
+
+
+def _claim(folder: RunFolder, sets: Sets, settings: Settings, benchmark: Benchmark) -> None:
+    """Makes the folder this run's, once nothing is left that could keep the run from starting."""
     split = {name: list(classes.names) for name, classes in sets.items()}
     folder.claim({"benchmark": benchmark.name, "settings": settings.determining_weights(), "split": split})
 

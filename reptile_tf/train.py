@@ -1,6 +1,7 @@
 """The training loop: schedule, looks at held-out classes, checkpoints, resume."""
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -58,7 +59,7 @@ def meta_train(
     """
     learner, checkpoint = make_learner(model, settings, classes.scale, stacked), None
     tasks.check_enough(classes, settings.classes, settings.images_per_class, "training")
-    _check_fit(model, classes.images.shape[1:], settings.classes)
+    check_fit(model, classes.images.shape[1:], settings.classes)
     if same := classes.without_variety():
         which = f"class {same[0]}" if len(same) == 1 else f"{len(same)} classes"
         say(f"warning: all images of {which} are the same{': ' * (len(same) > 1)}{', '.join(same[:3])}")
@@ -77,9 +78,11 @@ def meta_train(
     return learner
 
 
-def _check_fit(model: keras.Model, image: tuple[int, ...], way: int) -> None:
+def check_fit(model: keras.Model, image: tuple[int, ...], way: int) -> None:
+    """Raises UserError unless the model takes such images and gives one logit for each of so many ways."""
     try:
         outputs = model.compute_output_spec(keras.KerasTensor((1, *image))).shape[1:]
+        model(tf.zeros((1, *image)))  # minds the number of channels, which the line above lets pass
     except ValueError as error:
         raise UserError(f"the model does not take images of {image}: {str(error).splitlines()[0]}") from error
     if outputs != (way,):
@@ -227,7 +230,7 @@ def _events(folder: RunFolder | None) -> Iterator:
                 tf.summary.scalar(name, value)
 
     with told():
-        writer = tf.summary.create_file_writer(str(path))
+        writer = tf.summary.create_file_writer(os.fsencode(path))
     try:
         yield write
     except BaseException:
