@@ -1,5 +1,6 @@
 """From a command line to an exit code. TensorFlow is imported only once the flags are right."""
 
+import io
 import os
 import sys
 
@@ -20,6 +21,8 @@ def main(argv: list[str], doc: str, benchmark: str) -> int:
       The exit code: 0, 1 after a user's mistake, 2 after a bad flag, 130 or 143 after SIGINT or SIGTERM.
     """
     program = os.path.basename(argv[0])
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path or "±" that it cannot show is no reason to stop
     try:
         settings, chosen = flags.parse(argv, doc, benchmark)
     except flags.FlagsError as error:

@@ -11,10 +11,12 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from matplotlib import image
 
 import reptile_tf
 from reptile_tf.checkpoint import RunFolder
+from reptile_tf.data import ImageClasses
 from reptile_tf.errors import UserError
 from reptile_tf.evaluate import Accuracy, BothWays
 from reptile_tf.files import sealed
@@ -222,6 +224,37 @@ def test_pretrained_tests_on_the_checkpoints_own_split(main, trained, tmp_path, 
     code, error = main("--pretrained", f"--checkpoint={folder}", "--seed=1")
     assert code == 1
     assert "--seed 1 (it has 0)" in error
+
+
+@pytest.mark.parametrize("shape", [(14, 14, 1), (28, 20, 1), (28, 28, 3)])
+def test_images_that_the_network_does_not_take_get_one_line_and_leave_nothing(main, tmp_path, monkeypatch, shape):
+    images = ImageClasses.from_groups({str(i): np.zeros((6, *shape), np.uint8) for i in range(1300)})
+    monkeypatch.setattr("reptile_tf.data.glyphs.load", lambda: images)
+    code, error = main(*TINY)
+    assert code == 1
+    assert f"does not take images of {shape}" in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("raised", [MemoryError(), tf.errors.ResourceExhaustedError(None, None, "OOM\nHint: none")])
+def test_too_little_memory_gets_one_line(main, monkeypatch, raised):
+    def step(*_):
+        raise raised
+
+    monkeypatch.setattr("reptile_tf.meta.MetaLearner.step", step)
+    code, error = main(*TINY)
+    assert code == 1
+    assert "not enough memory; lower --meta-batch, --inner-batch or --filters" in error
+    assert error.count("\n") == 1
+
+
+def test_a_folder_may_have_a_name_that_is_no_text(main):
+    folder = os.fsdecode(b"a\xff")
+    code, error = main(*TINY, f"--checkpoint={folder}", "--meta-iters=2", "--eval-samples=2")
+    assert (code, error) == (0, "")
+    assert RunFolder(folder).iterations() == [2]
+    assert list(RunFolder(folder).path.glob("events/*"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
