@@ -9,6 +9,7 @@ from typing import Any
 
 from absl import flags
 
+from reptile_tf.errors import UserError
 from reptile_tf.settings import DEFAULTS, ONLY, PRESETS, Settings, SettingsError
 
 _DEFINE = {
@@ -19,8 +20,8 @@ _DEFINE = {
 }
 
 
-class FlagsError(Exception):
-    """A command line that cannot be; the message is one line."""
+class FlagsError(UserError):
+    """A command line that cannot be."""
 
 
 def parse(argv: list[str], doc: str, benchmark: str) -> tuple[Settings, frozenset[str]]:
@@ -54,8 +55,8 @@ def parse(argv: list[str], doc: str, benchmark: str) -> tuple[Settings, frozense
         sys.exit(0)
     try:
         extra = values(_underscored(argv))[1:]
-    except flags.Error as error:
-        raise FlagsError(str(error).replace("\n", " ")) from error
+    except (flags.Error, ValueError) as error:  # absl's and, for --noflag=value, its parser's
+        raise FlagsError(str(error)) from error
     if extra:
         raise FlagsError(f"not a flag: {' '.join(extra)} (flags begin with --)")
 

@@ -4,6 +4,7 @@ Nothing here imports TensorFlow, so that `--help` and a mistyped flag answer at 
 """
 
 import dataclasses
+import re
 from typing import Any
 
 # Groups of settings. The first three determine the weights: a run resumes only if all of them are as they were.
@@ -16,8 +17,15 @@ class SettingsError(ValueError):
     """A setting that cannot be; the message names the flag and says what it may be."""
 
 
-def _setting(default: Any, group: str, help: str, low: float | None = None, choices: tuple[str, ...] = ()) -> Any:
-    return dataclasses.field(default=default, metadata={"group": group, "help": help, "low": low, "choices": choices})
+# Upper bounds where more would never end or fit no memory, far above what anybody needs; elsewhere 64 bits are enough.
+MOST, MOST_SAMPLES = 2**63 - 1, 10**7
+
+
+def _setting(
+    default: Any, group: str, help: str, low: float | None = None, high: float = MOST, choices: tuple[str, ...] = ()
+) -> Any:
+    metadata = {"group": group, "help": help, "low": low, "high": high, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,12 +38,12 @@ class Settings:
 
     # fmt: off
     source: str = _setting("raw", TASKS, "where the images come from", choices=("raw", "tfds", "glyphs"))
-    seed: int = _setting(0, TASKS, "seed of the split, the first weights and the tasks", low=0)
+    seed: int = _setting(0, TASKS, "seed of the split, the first weights and the tasks", low=0, high=2**64 - 1)
     classes: int = _setting(5, TASKS, "ways: classes of a task", low=2)
     shots: int = _setting(5, TASKS, "images of each class to adapt to in evaluation (in training too, unless "
                                     "--train-shots)", low=1)
     train_shots: int = _setting(0, TASKS, "images of each class of a training task (0: as --shots)", low=0)
-    filters: int = _setting(64, TASKS, "channels of each convolution", low=1)
+    filters: int = _setting(64, TASKS, "channels of each convolution", low=1, high=1024)
 
     inner_batch: int = _setting(5, INNER, "samples of a minibatch", low=1)
     inner_iters: int = _setting(20, INNER, "optimizer steps on a task, k (1 with Reptile: joint training)", low=1)
@@ -57,18 +65,19 @@ class Settings:
                                             "learning rate, 0.001 unless given)", low=0)
     meta_step_final: float = _setting(0.1, OUTER, "last step size; linear in between (with --meta-optimizer adam: as "
                                                   "--meta-step unless given)", low=0)
-    meta_batch: int = _setting(1, OUTER, "tasks per meta-iteration", low=1)
-    meta_iters: int = _setting(400_000, OUTER, "meta-iterations", low=1)
+    meta_batch: int = _setting(1, OUTER, "tasks per meta-iteration", low=1, high=10_000)
+    meta_iters: int = _setting(400_000, OUTER, "meta-iterations", low=1, high=10**9)
     meta_optimizer: str = _setting("sgd", OUTER, "what applies the meta-gradient: sgd is the paper's interpolation",
                                    choices=("sgd", "adam"))
 
     transductive: bool = _setting(False, EVALUATION, "classify all queries of a task in one batch")
     eval_batch: int = _setting(5, EVALUATION, "samples of a minibatch in evaluation", low=1)
     eval_iters: int = _setting(50, EVALUATION, "optimizer steps on a task in evaluation", low=0)
-    eval_samples: int = _setting(10_000, EVALUATION, "tasks of the final evaluation, for each set of classes", low=2)
+    eval_samples: int = _setting(10_000, EVALUATION, "tasks of the final evaluation, for each set of classes", low=2,
+                                high=10**6)
     eval_interval: int = _setting(100, EVALUATION, "meta-iterations between looks at held-out classes while training",
                                   low=1)
-    eval_tasks: int = _setting(8, EVALUATION, "tasks of each such look", low=1)
+    eval_tasks: int = _setting(8, EVALUATION, "tasks of each such look", low=1, high=10**6)
 
     checkpoint: str = _setting("model_checkpoint", RUNNING, "folder of the run: checkpoints, results, pictures")
     pretrained: bool = _setting(False, RUNNING, "do not train: evaluate what is in --checkpoint")
@@ -82,18 +91,23 @@ class Settings:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            value, low, choices = getattr(self, field.name), field.metadata["low"], field.metadata["choices"]
-            if low is not None and not low <= value < float("inf"):
+            value = getattr(self, field.name)
+            low, high, choices = (field.metadata[name] for name in ("low", "high", "choices"))
+            if low is not None and value > high:  # which may have more digits than Python prints
+                raise SettingsError(f"{flag(field.name)} must be at most {high}")
+            if low is not None and not value >= low:  # nan is not
                 raise SettingsError(f"{flag(field.name)} must be at least {low}, not {value}")
             if choices and value not in choices:
                 raise SettingsError(f"{flag(field.name)} must be one of {', '.join(choices)}, not {value!r}")
-        if self.seed >= 2**64:
-            raise SettingsError(f"--seed must be below 2**64, not {self.seed}")
+        if self.meta_batch * self.inner_iters * self.inner_batch > MOST_SAMPLES:
+            raise SettingsError(f"--meta-batch x --inner-iters x --inner-batch must be at most {MOST_SAMPLES}")
+        if max(self.eval_iters, 1) * self.eval_batch > MOST_SAMPLES:
+            raise SettingsError(f"--eval-iters x --eval-batch must be at most {MOST_SAMPLES}")
         if self.foml + self.maml + bool(self.gradients) > 1:
             raise SettingsError("--foml, --maml and --gradients exclude each other")
         if self.maml and not self.sgd:
             raise SettingsError("--maml needs --sgd: it differentiates through steps of SGD")
-        if self.gradients and not self.inner_gradients <= set(range(1, self.inner_iters + 1)):
+        if self.gradients and not 1 <= min(self.inner_gradients) <= max(self.inner_gradients) <= self.inner_iters:
             raise SettingsError(
                 f"--gradients must be numbers from 1 to --inner-iters {self.inner_iters}, as in 1,2, "
                 f"not {self.gradients!r}"
@@ -129,7 +143,7 @@ class Settings:
     @property
     def inner_gradients(self) -> set[int]:
         """The numbers in `gradients`; 0 stands for what is none."""
-        return {int(part) if part.strip().isdecimal() else 0 for part in self.gradients.split(",")}
+        return {int(part) if re.fullmatch(r"\s*\d{1,9}\s*", part) else 0 for part in self.gradients.split(",")}
 
     def training_arguments(self) -> dict[str, Any]:
         """The arguments of `tasks.training_tasks` that do not change in a run."""

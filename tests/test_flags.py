@@ -109,11 +109,20 @@ def test_adam_as_outer_optimizer_has_its_own_rate_unless_given():
     [
         (["--inner-iter=3"], "Did you mean: inner_iters"),
         (["--shots=one"], "--shots=one"),
-        (["--seed=18446744073709551616"], "--seed must be below 2**64"),
+        (["--seed=18446744073709551616"], "--seed must be at most 18446744073709551615"),
         (["--shots=0"], "--shots must be at least 1, not 0"),
         (["--inner-iters=0"], "--inner-iters must be at least 1"),
         (["--meta-step=nan"], "--meta-step must be at least 0, not nan"),
-        (["--learning-rate=inf"], "--learning-rate"),
+        (["--learning-rate=inf"], "--learning-rate must be at most"),
+        (["--save-interval=0x" + "f" * 5000], "--save-interval must be at most"),
+        (["--filters=1000000000"], "--filters must be at most 1024"),
+        (["--meta-batch=1000000000"], "--meta-batch must be at most 10000"),
+        (["--eval-samples=1000000000000"], "--eval-samples must be at most 1000000"),
+        (
+            ["--inner-batch=100000", "--inner-iters=1000"],
+            "--meta-batch x --inner-iters x --inner-batch must be at most",
+        ),
+        (["--eval-batch=100000000", "--eval-iters=0"], "--eval-iters x --eval-batch must be at most"),
         (["--preset=omniglot"], "unknown preset 'omniglot'; there are: omniglot-1shot-5way"),
         (["--source=web"], "--source must be one of raw, tfds, glyphs"),
         (["--foml-tail=1"], "--foml-tail needs --foml or --maml"),
@@ -122,10 +131,13 @@ def test_adam_as_outer_optimizer_has_its_own_rate_unless_given():
         (["--inner-iters=3", "--gradients=1,4"], "from 1 to --inner-iters 3, as in 1,2, not '1,4'"),
         (["--gradients=g1"], "as in 1,2, not 'g1'"),
         (["--gradients=1,"], "as in 1,2, not '1,'"),
+        (["--gradients=" + "1" * 5000], "as in 1,2, not '111"),
         (["--foml", "--foml-tail=5"], "leaves none of the 5 images"),
         (["--replacement", "--inner-batch=26"], "cannot be larger than the task"),
         (["--replacement", "--shots=1", "--eval-batch=6"], "--eval-batch 6 cannot be larger"),
         (["transductive"], "not a flag: transductive"),
+        (["two\nlines"], "not a flag: two lines"),
+        (["--nosgd=1"], "--nosgd=1 does not take an argument"),
     ],
 )
 def test_a_bad_flag_gets_one_line(arguments, message):
@@ -164,3 +176,12 @@ def test_help_whose_reader_has_gone_ends_quietly():
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_help_is_shown_where_not_every_letter_can_be():
+    done = subprocess.run(
+        [sys.executable, ROOT / "run_omniglot.py", "--help"],
+        capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"97.68 \xb1 0.04 %" in done.stdout
