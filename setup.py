@@ -29,7 +29,14 @@ setup(
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.21"],
-        "dev": ["ipykernel>=7", "nbclient>=0.10", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.17"],
+        "dev": [
+            "hypothesis>=6.150",
+            "ipykernel>=7",
+            "nbclient>=0.10",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.17",
+        ],
         "bench": ["torch==2.13.0"],
     },
 )

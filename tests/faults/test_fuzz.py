@@ -1,0 +1,209 @@
+"""Command lines and data of every kind: each is refused in one line and leaves nothing behind, or trains.
+
+FAULTS_EXAMPLES is how many (5,000 in `make faults`), FAULTS_SEED decides which.
+"""
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import os
+import shutil
+import signal
+import time
+from collections import Counter
+from typing import NamedTuple
+
+import hypothesis
+import keras
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from hypothesis.configuration import set_hypothesis_home_dir
+
+from reptile_tf import cli, device, run
+from reptile_tf.data import ImageClasses, miniimagenet
+from reptile_tf.settings import ONLY, PRESETS, Settings
+
+EXAMPLES = int(os.environ.get("FAULTS_EXAMPLES", "60"))
+SEED = int(os.environ.get("FAULTS_SEED", time.time_ns() % 2**32))  # other examples every time
+SECONDS = 60  # for one example; more is a hang
+
+IMAGE = {"omniglot": (28, 28, 1), "miniimagenet": (84, 84, 3)}
+
+# Values that can be right, and little work. The flags of WORK always get one: their defaults are hours of training.
+GOOD = {
+    "source": ["raw", "tfds", "glyphs"], "seed": ["0", "1", str(2**63), str(2**64 - 1)], "classes": ["2", "2", "3"],
+    "shots": ["1", "2"], "train_shots": ["0", "1", "3"], "filters": ["1", "2"], "inner_batch": ["1", "2", "5"],
+    "inner_iters": ["1", "2", "0x2"], "learning_rate": ["0", "1e-3", "1", "1e18", "1e-320"],
+    "weight_decay": ["1", "0", "0.5", "1e9"], "foml_tail": ["0"],
+    "meta_step": ["0", "-0.0", "0.5", "9e18"], "meta_step_final": ["0", "1"], "meta_batch": ["1", "2", " 1 "],
+    "meta_iters": ["1"], "meta_optimizer": ["sgd", "adam"], "eval_batch": ["1", "4"], "eval_iters": ["0", "1"],
+    "eval_samples": ["2", "2", "3"], "eval_interval": ["1", "7", str(2**63 - 1)], "eval_tasks": ["1", "2"],
+    "checkpoint": ["run", "", "a b", "größe", "多", "$a$_$", "x/y"], "data_dir": ["", "$x^$", "多", "a\nb", "\udcff"],
+    "save_interval": ["1", "10", str(2**63 - 1)], "mode": ["auto", "branches", "stacked"],
+    "replacement": [], "in_turn": [], "transductive": [], "skip_bad_images": [],
+}  # fmt: skip
+WORK = [
+    "classes", "shots", "filters", "inner_batch", "inner_iters", "meta_batch", "meta_iters", "eval_iters",
+    "eval_samples", "eval_tasks",
+]  # fmt: skip
+ALGORITHMS = [[], ["--foml"], ["--maml", "--sgd"], ["--gradients=1"], ["--gradients", " 1,1"], ["--sgd"]]
+# Values that are mostly wrong. What some flags accept of them is little work.
+ODD = [
+    "0", "-1", "1.5", "nan", "inf", "-inf", "1e309", "", " ", "abc", "多", "３", "1\n2", "\udcff", "--", "0x", "0x3",
+    "1e9", *map(str, (2**31, 2**63, 2**64, 10**12, 10**400)), "9" * 5000, "0x" + "f" * 5000, "True", "none", "1,2",
+    "/dev/null/x",
+]  # fmt: skip
+NAMES = [field.name for field in dataclasses.fields(Settings)]
+# Work or memory without end, unless it is refused.
+HUGE = [f"--{f.name}={n}" for f in dataclasses.fields(Settings) if f.type is int for n in (2**31, 10**10, 10**12)]
+CONTRADICTIONS = [
+    "--foml", "--maml", "--sgd", "--gradients=2", "--gradients=1,0", "--gradients=" + "1" * 5000, "--foml-tail=1",
+    "--replacement", "--inner-batch=1000", "--eval-batch=1000", "--pretrained",
+]  # fmt: skip
+NO_FLAGS = [
+    "stray", "a\nb", "-", "--", "---", "--=", "--=1", "--nosuch", "--nosuch=1", "--noclasses", "--nosgd=1",
+    "--sgd=maybe", "--classes", "--preset", "--undefok", "--flagfile", "--flagfile=nosuch", "--flagfile=/",
+    "--inner-iter=3", "多", "\udcff", "--多=1", "--\n=1", "--preset=", "--preset=nosuch", "--preset=多\n",
+]  # fmt: skip
+
+
+@st.composite
+def written(draw, name, value):
+    """The arguments that give a flag a value (None: turn it on or off)."""
+    name = name.replace("_", "-") if draw(st.booleans()) else name
+    if value is None:
+        return [draw(st.sampled_from([f"--{name}", f"--no{name}", f"--{name}=true", f"--{name}=0"]))]
+    return draw(st.sampled_from([[f"--{name}={value}"], [f"--{name}", value]]))
+
+
+@st.composite
+def command_lines(draw, benchmark, mistakes):
+    """Flags that can be right, with so many mistakes among them; where one is repeated the last wins."""
+    groups = [draw(st.sampled_from(ALGORITHMS))]
+    for name, values in GOOD.items():
+        if ONLY.get(name, benchmark) == benchmark and (name in WORK or draw(st.integers(0, 2)) == 0):
+            groups.append(draw(written(name, draw(st.sampled_from(values or [None])))))
+    if draw(st.integers(0, 3)) == 3:
+        groups.append(["--preset=" + draw(st.sampled_from(list(PRESETS[benchmark])))])
+    for _ in range(mistakes):
+        kind = draw(st.sampled_from(["odd", "odd", "huge", "contradiction", "no flag", "text"]))
+        if kind == "odd":
+            mistake = draw(written(draw(st.sampled_from(NAMES)), draw(st.sampled_from(ODD))))
+        elif kind == "text":
+            mistake = [draw(st.text())]
+        else:
+            lists = {"huge": HUGE, "contradiction": CONTRADICTIONS, "no flag": NO_FLAGS}
+            mistake = [draw(st.sampled_from(lists[kind]))]
+        groups.insert(draw(st.integers(0, len(groups))), mistake)
+    return list(itertools.chain(*groups))
+
+
+class Data(NamedTuple):
+    """Images to make up: how many of each class, and of what kind."""
+
+    counts: dict[str, int]
+    shape: tuple[int, int, int]
+    brightest: int  # 0: all the same
+    scale: float
+
+    def images(self):
+        rng = np.random.default_rng(0)
+        groups = {n: rng.integers(0, self.brightest + 1, (c, *self.shape), np.uint8) for n, c in self.counts.items()}
+        return ImageClasses.from_groups(groups, self.scale)
+
+
+@st.composite
+def data(draw, benchmark):
+    """1 to 12 classes of 1 to 6 images, mostly as many as tasks need and of the network's size."""
+    if benchmark == "omniglot":  # split by number
+        names = [f"class {i}" for i in range(12 - draw(st.integers(0, 10)))]
+    else:  # split by name
+        sizes = [draw(st.sampled_from([4, 4, 4, 4, 3, 2, 1, 0])) for _ in range(3)]
+        names = [f"{part}/{i}" for part, size in zip(miniimagenet.SETS, sizes, strict=True) for i in range(size)]
+        names = names or ["train/0"]
+    least = draw(st.sampled_from([3, 3, 3, 1]))
+    counts = {name: draw(st.integers(least, 6)) for name in names}
+    shape = IMAGE[benchmark]
+    if draw(st.integers(0, 5)) == 5:
+        shape = (draw(st.integers(1, 32)), draw(st.integers(1, 32)), draw(st.sampled_from([1, 3])))
+    return Data(counts, shape, draw(st.sampled_from([0, 1, 255])), draw(st.sampled_from([1.0, 1 / 255])))
+
+
+@st.composite
+def cases(draw):
+    """A benchmark, a command line and data; the simplest, which comes first, trains."""
+    benchmark = draw(st.sampled_from(["omniglot", "omniglot", "omniglot", "miniimagenet"]))
+    mistakes = draw(st.sampled_from([0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3, 3]))
+    return benchmark, draw(command_lines(benchmark, mistakes)), draw(data(benchmark))
+
+
+def text_stream(errors):
+    return io.TextIOWrapper(io.BytesIO(), "utf-8", errors, write_through=True)
+
+
+@pytest.fixture
+def alarm():
+    """Makes a hang a failure."""
+
+    def too_long(*_):
+        raise TimeoutError(f"no end after {SECONDS} s")
+
+    old = signal.signal(signal.SIGALRM, too_long)
+    yield
+    signal.signal(signal.SIGALRM, old)
+
+
+def test_anything_is_refused_in_one_line_or_trains(tmp_path, monkeypatch, eagerly, alarm):
+    """Op by op, since to compile takes seconds; so --mode=stacked, a way to compile, is parsed but not followed."""
+    monkeypatch.setattr(device, "configure", lambda *_: (False, "device: as the tests have it"))
+    monkeypatch.setattr(device, "cores", lambda: 1)  # fewer tasks side by side
+    set_hypothesis_home_dir(tmp_path / "hypothesis")  # not in the repository
+    work, outcomes = tmp_path / "work", Counter()
+
+    def called(case):
+        """The script's main function in an empty folder: exit code, standard error and what is left there."""
+        benchmark, arguments, data = case
+        images, output, error = data.images(), text_stream("strict"), text_stream("backslashreplace")
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        with monkeypatch.context() as patch, contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
+            patch.chdir(work)
+            for load in ("omniglot.load_raw", "omniglot.load_tfds", "glyphs.load", "miniimagenet.load"):
+                patch.setattr(f"reptile_tf.data.{load}", lambda *_, **__: images)
+            patch.setattr(run, "OMNIGLOT_TRAINING_CHARACTERS", max(1, len(images) // 2))
+            signal.alarm(SECONDS)
+            try:
+                code = cli.main(["run.py", *arguments], "What it does.", benchmark)
+            finally:
+                signal.alarm(0)
+                keras.backend.clear_session(free_memory=False)
+        return code, error.buffer.getvalue().decode(), {path.name for path in work.rglob("*")}
+
+    @hypothesis.seed(SEED)
+    @hypothesis.settings(
+        max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+    )
+    @hypothesis.given(cases())
+    def each(case):
+        code, error, left = called(case)
+        if code == 0:
+            assert not error
+            assert {"model.keras", "results.json"} <= left
+            assert any(name.startswith("checkpoint-") for name in left)
+        else:
+            assert code in (1, 2)
+            assert error.startswith("run.py: ")
+            assert len(error.splitlines()) == 1
+            assert not left or "the loss is not finite" in error
+        outcomes[code] += 1
+
+    print(f"FAULTS_SEED={SEED}")
+    began = time.monotonic()
+    each()
+    seconds = time.monotonic() - began
+    print(f"{outcomes[0]} trained, {outcomes[2]} refused for flags, {outcomes[1]} for data, in {seconds:.0f} s")
+    assert outcomes[0] >= max(1, EXAMPLES // 40)
+    assert outcomes[1] >= EXAMPLES // 100
+    assert outcomes[2] >= EXAMPLES // 10
