@@ -148,7 +148,7 @@ def _run(
         say(f"{folder.path}: trained for {checkpoint.iteration} meta-iterations")
     else:
         sets = benchmark.split(images, settings.seed)
-        _check_enough(sets, settings)
+        _check_enough(sets, settings)  # before a network of so many ways is made
         keras.utils.set_random_seed(settings.seed % 2**32)
         model = benchmark.network(settings.classes, settings.filters)
         train.check_fit(model, images.images.shape[1:], settings.classes)

@@ -164,8 +164,8 @@ def test_anything_is_refused_in_one_line_or_trains(tmp_path, monkeypatch, eagerl
 
     def called(case):
         """The script's main function in an empty folder: exit code, standard error and what is left there."""
-        benchmark, arguments, data = case
-        images, output, error = data.images(), text_stream("strict"), text_stream("backslashreplace")
+        benchmark, arguments, made_up = case
+        images, output, error = made_up.images(), text_stream("strict"), text_stream("backslashreplace")
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         with monkeypatch.context() as patch, contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
