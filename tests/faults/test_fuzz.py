@@ -135,7 +135,7 @@ def data(draw, benchmark):
 def cases(draw):
     """A benchmark, a command line and data; the simplest, which comes first, trains."""
     benchmark = draw(st.sampled_from(["omniglot", "omniglot", "omniglot", "miniimagenet"]))
-    mistakes = draw(st.sampled_from([0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3, 3]))
+    mistakes = draw(st.sampled_from([0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3]))
     return benchmark, draw(command_lines(benchmark, mistakes)), draw(data(benchmark))
 
 
