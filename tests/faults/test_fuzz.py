@@ -155,7 +155,7 @@ def alarm():
     signal.signal(signal.SIGALRM, old)
 
 
-def test_anything_is_refused_in_one_line_or_trains(tmp_path, monkeypatch, eagerly, alarm):
+def test_anything_is_refused_in_one_line_or_trains(tmp_path, monkeypatch, eagerly, alarm, record_property):
     """Op by op, since to compile takes seconds; so --mode=stacked, a way to compile, is parsed but not followed."""
     monkeypatch.setattr(device, "configure", lambda *_: (False, "device: as the tests have it"))
     monkeypatch.setattr(device, "cores", lambda: 1)  # fewer tasks side by side
@@ -199,11 +199,11 @@ def test_anything_is_refused_in_one_line_or_trains(tmp_path, monkeypatch, eagerl
             assert not left or "the loss is not finite" in error
         outcomes[code] += 1
 
-    print(f"FAULTS_SEED={SEED}")
+    print(f"FAULTS_SEED={SEED}")  # shown where it fails
     began = time.monotonic()
     each()
-    seconds = time.monotonic() - began
-    print(f"{outcomes[0]} trained, {outcomes[2]} refused for flags, {outcomes[1]} for data, in {seconds:.0f} s")
+    counts = f"{outcomes[0]} trained, {outcomes[2]} refused for flags, {outcomes[1]} for data"
+    record_property("counts", f"{counts}, in {time.monotonic() - began:.0f} s (FAULTS_SEED={SEED})")
     assert outcomes[0] >= max(1, EXAMPLES // 40)
     assert outcomes[1] >= EXAMPLES // 100
     assert outcomes[2] >= EXAMPLES // 10
