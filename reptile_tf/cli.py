@@ -41,9 +41,6 @@ def main(argv: list[str], doc: str, benchmark: str) -> int:
     except UserError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 1
-    except OSError as error:  # such as no handles left, or a disk that is gone
-        print(f"{program}: cannot go on: {error.strerror}: {error.filename or error}", file=sys.stderr)
-        return 1
     except Interrupted as interrupted:
         number, done = interrupted.args
         print(

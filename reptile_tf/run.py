@@ -124,6 +124,8 @@ def run(settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> Non
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
         line = next(iter(str(error).splitlines()), "")
         raise UserError(f"not enough memory; lower --meta-batch, --inner-batch or --filters ({line})") from error
+    except OSError as error:  # such as no handles left, or a disk that is gone
+        raise UserError(f"cannot go on: {error}") from error
 
 
 def _run(

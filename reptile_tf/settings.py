@@ -5,6 +5,7 @@ Nothing here imports TensorFlow, so that `--help` and a mistyped flag answer at 
 
 import dataclasses
 import re
+import sys
 from typing import Any
 
 # Groups of settings. The first three determine the weights: a run resumes only if all of them are as they were.
@@ -18,11 +19,17 @@ class SettingsError(ValueError):
 
 
 # Upper bounds where more would never end or fit no memory, far above what anybody needs; elsewhere 64 bits are enough.
-MOST, MOST_SAMPLES = 2**63 - 1, 10**7
+MOST_SAMPLES = 10**7
+MOST = {int: 2**63 - 1, float: sys.float_info.max}
 
 
 def _setting(
-    default: Any, group: str, help: str, low: float | None = None, high: float = MOST, choices: tuple[str, ...] = ()
+    default: Any,
+    group: str,
+    help: str,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
 ) -> Any:
     metadata = {"group": group, "help": help, "low": low, "high": high, "choices": choices}
     return dataclasses.field(default=default, metadata=metadata)
@@ -93,6 +100,7 @@ class Settings:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             low, high, choices = (field.metadata[name] for name in ("low", "high", "choices"))
+            high = high or MOST.get(field.type)
             if low is not None and value > high:  # which may have more digits than Python prints
                 raise SettingsError(f"{flag(field.name)} must be at most {high}")
             if low is not None and not value >= low:  # nan is not

@@ -81,9 +81,9 @@ def meta_train(
 def check_fit(model: keras.Model, image: tuple[int, ...], way: int) -> None:
     """Raises UserError unless the model takes such images and gives one logit for each of so many ways."""
     try:
-        outputs = model.compute_output_spec(keras.KerasTensor((1, *image))).shape[1:]
-        model(tf.zeros((1, *image)))  # minds the number of channels, which the line above lets pass
-    except ValueError as error:
+        # Only a call minds the number of channels, and serves models of any kind.
+        outputs = tuple(model(tf.zeros((1, *image))).shape[1:])
+    except (ValueError, tf.errors.InvalidArgumentError) as error:
         raise UserError(f"the model does not take images of {image}: {str(error).splitlines()[0]}") from error
     if outputs != (way,):
         raise UserError(f"the model gives outputs of {outputs} for an image, but {way} ways need ({way},)")

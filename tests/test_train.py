@@ -4,6 +4,7 @@ import dataclasses
 import os
 import signal
 
+import keras
 import numpy as np
 import pytest
 
@@ -127,6 +128,31 @@ def test_a_model_for_other_images_or_ways_is_refused(small_model, glyphs):
         meta_train(small_model(4), glyphs, SETTINGS)
     with pytest.raises(UserError, match=r"does not take images of \(14, 14, 1\)"):
         meta_train(small_model(3), dataclasses.replace(glyphs, images=glyphs.images[:, ::2, ::2]), SETTINGS)
+
+
+class Subclassed(keras.Model):
+    """The network in it, as a model whose layers Keras cannot see through."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def call(self, x, training=False):
+        return self.network(x, training=training)
+
+
+def test_a_subclassed_model_is_trained_or_refused_like_any_other(small_model, glyphs):
+    with pytest.raises(UserError, match=r"gives outputs of \(4,\) for an image, but 3 ways need \(3,\)"):
+        meta_train(built(Subclassed(small_model(4))), glyphs, SETTINGS)
+    model = built(Subclassed(small_model()))
+    before = [weight.copy() for weight in model.get_weights()]
+    meta_train(model, glyphs, dataclasses.replace(SETTINGS, meta_iters=1))
+    assert any((new != old).any() for new, old in zip(model.get_weights(), before, strict=True))
+
+
+def built(model):
+    model(np.zeros([1, 28, 28, 1]))
+    return model
 
 
 def test_training_learns(small_model, glyphs):

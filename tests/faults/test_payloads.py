@@ -6,6 +6,7 @@ import io
 import json
 import pathlib
 import pickle
+import shutil
 import zipfile
 
 import common
@@ -13,7 +14,7 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
-from tools import TINY
+from tools import trained
 
 import reptile_tf as rt
 from reptile_tf import files
@@ -50,11 +51,15 @@ def pickled(harm):
     return array
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("finished") / "run")
+
+
 @pytest.fixture
-def run(tmp_path, main):
+def run(finished, tmp_path):
     """The folder of a finished run."""
-    assert main(*TINY, f"--checkpoint={tmp_path / 'run'}")[0] == 0
-    return tmp_path / "run"
+    return shutil.copytree(finished, tmp_path / "run")
 
 
 def test_a_checkpoint(run, pickled, harm):

@@ -5,12 +5,23 @@ import pathlib
 import resource
 import subprocess
 
+import pytest
+
+from reptile_tf import cli, device
 from reptile_tf.files import is_leftover
 
 TINY = [
     "--source=glyphs", "--filters=4", "--classes=3", "--shots=1", "--inner-iters=1", "--meta-iters=40",
     "--save-interval=20", "--eval-interval=20", "--eval-tasks=2", "--eval-samples=2", "--eval-iters=1",
 ]  # fmt: skip
+
+
+def trained(folder: pathlib.Path) -> pathlib.Path:
+    """The folder of a finished run of TINY."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "configure", lambda *_: (False, "device: as the tests have it"))
+        assert cli.main(["run_omniglot.py", *TINY, f"--checkpoint={folder}"], "", "omniglot") == 0
+    return folder
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
