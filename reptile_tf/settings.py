@@ -23,15 +23,8 @@ MOST_SAMPLES = 10**7
 MOST = {int: 2**63 - 1, float: sys.float_info.max}
 
 
-def _setting(
-    default: Any,
-    group: str,
-    help: str,
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] = (),
-) -> Any:
-    metadata = {"group": group, "help": help, "low": low, "high": high, "choices": choices}
+def _setting(default: Any, group: str, help: str, choices: tuple[str, ...] = (), **bounds: float) -> Any:
+    metadata = {"group": group, "help": help, "choices": choices, "low": None, "high": None} | bounds
     return dataclasses.field(default=default, metadata=metadata)
 
 
