@@ -84,6 +84,15 @@ def test_the_store_spares_the_decoding_even_after_a_move(data_dir, tmp_path_fact
     assert all(type(name) is str for name in after.names)
 
 
+def test_the_images_are_mapped_into_memory_also_those_of_rotated_parts(data_dir):
+    """So that the processes of a machine share them."""
+    images = omniglot.load_raw(data_dir)
+    assert isinstance(images.images.base, np.memmap)
+    turned = images.split(2, seed=0)[0].with_rotations()
+    assert len(turned) == 8
+    assert all(np.shares_memory(turned.of_class(i), images.images) for i in range(8))
+
+
 def test_the_store_notices_a_changed_drawing_of_the_same_length(data_dir):
     file = data_dir / "images_background" / "Greek" / "character01" / "0003_07.png"
     file.write_bytes(file.read_bytes().ljust(3000))  # bytes after a PNG's end do not count
