@@ -33,6 +33,7 @@ def main(argv: list[str], doc: str, benchmark: str) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # start-up messages; what goes wrong is raised too
     try:
         from reptile_tf import run
+        from reptile_tf.progress import say  # quiet on all workers but the chief
         from reptile_tf.train import Interrupted
     except KeyboardInterrupt:
         return 130
@@ -43,11 +44,11 @@ def main(argv: list[str], doc: str, benchmark: str) -> int:
         return 1
     except Interrupted as interrupted:
         number, done = interrupted.args
-        print(
+        say(
             f"stopped after {done} meta-iterations, saved in {settings.checkpoint}; the same command goes on from there"
         )
         return 128 + number
     except KeyboardInterrupt:
-        print(f"stopped; the same command goes on from the newest checkpoint in {settings.checkpoint}, if there is one")
+        say(f"stopped; the same command goes on from the newest checkpoint in {settings.checkpoint}, if there is one")
         return 130
     return 0

@@ -108,7 +108,7 @@ def accuracy_by_task(
     evaluator: Evaluator | None = None,
     progress: str = "",
 ) -> BothWays:
-    """The accuracy on each of many few-shot tasks.
+    """The accuracy on each of many few-shot tasks, which the learner's cluster shares.
 
     Args:
       learner: what to adapt; it is left as it is.
@@ -124,25 +124,31 @@ def accuracy_by_task(
       float64 [count] each, the share of queries that are classified rightly.
 
     Raises:
-      UserError: too few classes, or a class with too few images.
+      UserError: too few classes, or a class with too few images; another worker is gone.
     """
     tasks.check_enough(classes, settings.classes, settings.shots + 1, "evaluation")
     evaluator = evaluator or Evaluator(learner)
     count = count or settings.eval_samples
+    cluster = learner.cluster
     right = np.zeros([2, count])
     with Progress(progress, count, unit="task", silent=not progress) as bar:
-        for first in range(0, count, evaluator.tasks):
+        for first in range(0, count, evaluator.tasks * cluster.count):
+            done = min(first + evaluator.tasks * cluster.count, count)
             # The compiled program takes a fixed number of tasks: the last batch is filled up, and the rest not counted.
-            batch = tasks.evaluation_tasks(
-                classes,
-                **settings.evaluation_arguments(),
-                stream=stream,
-                iteration=iteration,
-                first=first,
-                count=evaluator.tasks,
-            )
-            done = min(first + evaluator.tasks, count)
-            for of_way, logits in zip(right, evaluator.logits(batch), strict=True):
-                of_way[first:done] = (logits.argmax(-1) == batch.query_y).mean(-1)[: done - first]
+            mine = first + evaluator.tasks * cluster.index
+            if mine < done:
+                batch = tasks.evaluation_tasks(
+                    classes,
+                    **settings.evaluation_arguments(),
+                    stream=stream,
+                    iteration=iteration,
+                    first=mine,
+                    count=evaluator.tasks,
+                )
+                end = min(mine + evaluator.tasks, count)
+                for of_way, logits in zip(right, evaluator.logits(batch), strict=True):
+                    of_way[mine:end] = (logits.argmax(-1) == batch.query_y).mean(-1)[: end - mine]
+            if cluster.count > 1:  # zeros elsewhere
+                right[:, first:done] = cluster.sum(tf.constant(right[:, first:done])).numpy()
             bar.advance(done - first, str(Accuracy.of(right[int(settings.transductive), :done])))
     return BothWays(*right)

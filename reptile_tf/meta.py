@@ -18,6 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from reptile_tf.cluster import ALONE, Cluster
 from reptile_tf.inner_loop import InnerLoop, Lane, Loss, Network, cross_entropy
 from reptile_tf.tasks import EVALUATION, Tasks, deal_minibatches, generator
 
@@ -98,10 +99,13 @@ class MetaLearner:
       weight_decay: factor on all weights before every inner step (1: none).
       scale: what inputs are multiplied by.
       loss: of (targets, outputs) of one minibatch.
+      cluster: the workers that share each meta-batch; all make the same learner.
 
     Attributes:
       phi: floatx variable [weight].
       inner_state: variables, the inner optimizer's state ([weight] or scalar each).
+      share: first and count of the tasks of a meta-batch that `step` takes here. A worker without a task of its own
+        (count 0) takes one all the same, which does not count: it would only wait for the others.
 
     Raises:
       ValueError: the model or the inner optimizer does not serve; the message says why.
@@ -120,62 +124,98 @@ class MetaLearner:
         weight_decay: float = 1.0,
         scale: float = 1.0,
         loss: Loss = cross_entropy,
+        cluster: Cluster = ALONE,
     ):
         self.model = model
+        self.cluster = cluster
+        self.share = cluster.share(meta_batch)
         self.network = Network(model, loss, scale, stacked)
         self.phi = tf.Variable(self.network.flatten(model.trainable_variables), name="phi")
         self.inner_optimizer = inner_optimizer
         self.weight_decay = weight_decay
         self._meta_gradient = meta_gradient
         self._in_turn = in_turn
+        self._weight = self.share[1] / meta_batch  # of this worker in the sums
         self._stacked = stacked
-        self._inner = InnerLoop(self.network, inner_optimizer, 1 if in_turn else meta_batch, weight_decay)
+        self._inner = InnerLoop(self.network, inner_optimizer, 1 if in_turn else max(self.share[1], 1), weight_decay)
         self.inner_state = [tf.Variable(value) for value in self._inner.initial_state()]
         self._outer = type(outer_optimizer).from_config(outer_optimizer.get_config())
         if isinstance(self._outer._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
             raise ValueError("the outer optimizer's learning rate is the meta-step of each step: give it no schedule")
         self._outer.build([self.phi])
         self._compiled_step = tf.function(self._step, jit_compile=stacked)
+        self._compiled_contribution = tf.function(self._contribution, jit_compile=stacked)
+        self._compiled_outer_step = tf.function(self._outer_step, jit_compile=stacked)
         self._compiled_gradients = tf.function(self._gradients, jit_compile=stacked)
 
     def step(self, tasks: Tasks, meta_step: float) -> float:
-        """One meta-iteration, one compiled call.
+        """One meta-iteration: one compiled call, or two with an exchange between them where there are several workers.
 
         Args:
-          tasks: as many as the meta-batch.
+          tasks: as many as the meta-batch, or this worker's (see `share`).
           meta_step: the outer optimizer's learning rate (the paper's eps).
 
         Returns:
-          The norm of the meta-gradient.
+          The norm of the meta-gradient; the same on all workers.
 
         Raises:
           NotFiniteError: a loss, a weight or a moment is infinite or not a number. The learner stays as it was.
-          ValueError: a label that the network has no output for.
+          ValueError: a label that the network has no output for; several workers, but tasks are to run in turn.
+          UserError: another worker is gone.
         """
         self.network.check_labels(tasks.x.shape[2:], tasks.y)
-        norm, finite = self._compiled_step(tasks, tf.constant(meta_step, self.phi.dtype))
+        rate = tf.constant(meta_step, self.phi.dtype)
+        if self.cluster.count == 1:
+            norm, finite = self._compiled_step(tasks, rate)
+        elif self._in_turn:
+            raise ValueError("tasks run in turn on one worker only: the state is passed on from each to the next")
+        else:
+            means = self.cluster.sum(self._compiled_contribution(tasks))
+            norm, finite = self._compiled_outer_step(means, rate)
         if not finite.numpy().all():
             names = ("meta-gradient", *self._variables())
             raise NotFiniteError([name for name, fine in zip(names, finite.numpy(), strict=True) if not fine])
         return float(norm)
 
     def _step(self, tasks: Tasks, meta_step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        variables = list(self._variables().values())
-        before = [tf.identity(variable) for variable in variables]
+        before = self._values()
         gradient = self._gradient_in_turn(tasks) if self._in_turn else self._gradient_side_by_side(tasks)
+        return self._apply(gradient, meta_step, before)
+
+    def _contribution(self, tasks: Tasks) -> tf.Tensor:
+        """This worker's part of the mean meta-gradient and of the mean of each moment, [(1 + moments) * weight]."""
+        gradient = tf.reduce_mean(self._gradients(tasks), axis=0)
+        moments = [value for value in self._inner.merged_state() if value.shape.rank]
+        return self._weight * tf.concat([gradient, *moments], axis=0)
+
+    def _outer_step(self, means: tf.Tensor, meta_step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The outer step on what `_contribution` gave, summed over the workers."""
+        before = self._values()
+        gradient, *moments = tf.split(means, means.shape[0] // self.phi.shape[0])
+        moments = iter(moments)  # counts are equal everywhere
+        self._keep_state([next(moments) if value.shape.rank else value for value in self._inner.merged_state()])
+        return self._apply(gradient, meta_step, before)
+
+    def _apply(
+        self, gradient: tf.Tensor, meta_step: tf.Tensor, before: list[tf.Tensor]
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Lets the outer optimizer step, or takes everything back to `before` if anything is not finite."""
         self._outer.learning_rate.assign(meta_step)
         self._outer.apply([gradient], [self.phi])
-        norm = tf.norm(gradient)
+        norm, variables = tf.norm(gradient), self._variables().values()
         finite = tf.stack([tf.reduce_all(tf.math.is_finite(tf.cast(v, norm.dtype))) for v in (norm, *variables)])
         for variable, old in zip(variables, before, strict=True):
             variable.assign(tf.where(tf.reduce_all(finite), variable, old))
         return norm, finite
 
+    def _values(self) -> list[tf.Tensor]:
+        return [tf.identity(variable) for variable in self._variables().values()]
+
     def meta_gradients(self, tasks: Tasks) -> np.ndarray:
         """The meta-gradient of each task, floatx [task, weight]; the learner stays as it is.
 
         Args:
-          tasks: as many as the meta-batch, or one if they are to run in turn.
+          tasks: as many as `step` takes, or one if they are to run in turn.
         """
         self.network.check_labels(tasks.x.shape[2:], tasks.y)
         return self._compiled_gradients(tasks).numpy()

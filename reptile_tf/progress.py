@@ -7,10 +7,19 @@ from typing import Any
 import tqdm
 
 SECONDS_BETWEEN_LINES = 10.0
+_hushed = False
+
+
+def hush() -> None:
+    """Makes this process show and say nothing from here on: of the workers of a cluster, one is enough."""
+    global _hushed
+    _hushed = True
 
 
 def say(message: str) -> None:
     """Prints a line to standard output at once, above a live line if there is one."""
+    if _hushed:
+        return
     tqdm.tqdm.write(message, file=sys.stdout)
     sys.stdout.flush()
 
@@ -27,7 +36,7 @@ class Progress:
     """
 
     def __init__(self, what: str, total: int, done: int = 0, unit: str = "it", silent: bool = False):
-        self._silent = silent
+        self._silent = silent = silent or _hushed
         self._what, self._total, self._done, self._unit = what, total, done, unit
         self._bar = None
         if sys.stdout.isatty() and not silent:

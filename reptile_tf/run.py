@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 import platform
 import resource
@@ -15,7 +16,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from reptile_tf import device, files, models, plots, tasks, train
+from reptile_tf import cluster, device, files, models, place, plots, tasks, train
 from reptile_tf.checkpoint import Checkpoint, RunFolder
 from reptile_tf.data import ImageClasses, glyphs, miniimagenet, omniglot
 from reptile_tf.errors import UserError
@@ -106,7 +107,7 @@ OF_THE_NETWORK = ("source", "seed", "classes", "filters", "sgd", "learning_rate"
 
 
 def run(settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> None:
-    """Trains (unless `settings.pretrained`), evaluates and writes the results.
+    """Trains (unless `settings.pretrained`), evaluates and writes the results; as one of a cluster's, by TF_CONFIG.
 
     Args:
       settings: of the run.
@@ -136,31 +137,42 @@ def _run(
     held: contextlib.ExitStack,
 ) -> None:
     """`run`; `held` gets the folder's lock."""
+    where = place.of_this_process()
+    if where.count > 1 and settings.in_turn and not settings.pretrained:
+        raise UserError("--in-turn passes Adam's state from task to task, on one worker: leave it out, or TF_CONFIG")
+    side_by_side = 1 if settings.in_turn else math.ceil(settings.meta_batch / where.count)
+    stacked, line = device.configure(settings.mode, device.cores() if settings.pretrained else side_by_side)
+    workers = cluster.join(where)
+    workers.agree("flags", settings.determining_results())
     if settings.pretrained:
-        settings = _of_network_in(folder, settings, chosen, benchmark)
-    side_by_side = device.cores() if settings.pretrained else 1 if settings.in_turn else settings.meta_batch
-    stacked, line = device.configure(settings.mode, side_by_side)
+        config = json.loads(workers.text_from_chief(lambda: json.dumps(folder.config())))
+        settings = _of_network_in(folder, config, settings, chosen, benchmark)
     say(line)
     images, name = benchmark.load(settings)
     say(f"{name}: {len(images):,} classes, {images.counts.sum():,} images")
+    workers.agree("images", [images.names, images.counts.tolist()])
     if settings.pretrained:
-        sets = _split_of(folder, images)
+        sets = _split_of(config, images)
         sets["train"] = benchmark.for_training(sets["train"])
-        learner, checkpoint = _restored(folder, settings, benchmark, stacked)
-        say(f"{folder.path}: trained for {checkpoint.iteration} meta-iterations")
+        learner, checkpoint = _restored(folder, settings, benchmark, stacked, workers)
+        if workers.is_chief:
+            say(f"{folder.path}: trained for {checkpoint.iteration} meta-iterations")
     else:
         sets = benchmark.split(images, settings.seed)
         _check_enough(sets, settings)  # before a network of so many ways is made
         keras.utils.set_random_seed(settings.seed % 2**32)
         model = benchmark.network(settings.classes, settings.filters)
         train.check_fit(model, images.images.shape[1:], settings.classes)
-        _claim(folder, sets, settings, benchmark)
-        held.enter_context(folder.locked())
+        if workers.is_chief:
+            _claim(folder, sets, settings, benchmark)
+            held.enter_context(folder.locked())
         say(f"training; checkpoints and TensorBoard events go to {folder.path}")
         sets["train"] = benchmark.for_training(sets["train"])
         held_out = sets[benchmark.held_out]
-        learner = train.meta_train(model, sets["train"], settings, held_out=held_out, folder=folder, stacked=stacked)
-        checkpoint = folder.load()
+        learner = train.meta_train(
+            model, sets["train"], settings, held_out=held_out, folder=folder, stacked=stacked, cluster=workers
+        )
+        checkpoint = folder.load() if workers.is_chief else None
 
     description = _description(settings, name)
     say(f"evaluating {description['task']}")
@@ -172,11 +184,14 @@ def _run(
         way = "not transductive" if settings.transductive else "transductive"
         say(f"{part} accuracy: {asked}; {way}: {other}")
         results |= {part: asked._asdict(), f"{part}, {way}": other._asdict()}
+    if not workers.is_chief:
+        return
     results |= {
         "meta_iterations": checkpoint.iteration,
         "training_seconds": checkpoint.seconds,
         "evaluation_seconds": time.monotonic() - began,
         "peak_memory_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "workers": workers.count,
     } | description
     how = f"{settings.shots}shot{'-transductive' if settings.transductive else ''}"
     file = f"evaluation-{how}.json" if settings.pretrained else "results.json"
@@ -208,15 +223,22 @@ def load(path: str | pathlib.Path) -> MetaLearner:
 
 
 def _restored(
-    folder: RunFolder, settings: Settings, benchmark: Benchmark, stacked: bool
-) -> tuple[MetaLearner, Checkpoint]:
-    """The learner of the folder's newest checkpoint, its model too."""
-    checkpoint = folder.load()
-    if checkpoint is None:
+    folder: RunFolder,
+    settings: Settings,
+    benchmark: Benchmark,
+    stacked: bool,
+    workers: cluster.Cluster = cluster.ALONE,
+) -> tuple[MetaLearner, Checkpoint | None]:
+    """The learner of the folder's newest checkpoint, its model too; the checkpoint is for the chief only."""
+    checkpoint = folder.load() if workers.is_chief else None
+    if checkpoint is None and workers.is_chief:
         raise UserError(f"no checkpoint in {folder.path} yet: train first")
     model = benchmark.network(settings.classes, settings.filters)
-    learner = train.make_learner(model, settings, benchmark.scale, stacked)
-    train.restore(learner, checkpoint)
+    learner = train.make_learner(model, settings, benchmark.scale, stacked, workers)
+    if checkpoint:
+        train.restore(learner, checkpoint)
+    if workers.count > 1:
+        train.take_from_chief(learner, 0)
     learner.update_model()
     return learner, checkpoint
 
@@ -234,9 +256,10 @@ def _claim(folder: RunFolder, sets: Sets, settings: Settings, benchmark: Benchma
     folder.claim({"benchmark": benchmark.name, "settings": settings.determining_weights(), "split": split})
 
 
-def _of_network_in(folder: RunFolder, settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> Settings:
+def _of_network_in(
+    folder: RunFolder, config: dict[str, Any], settings: Settings, chosen: frozenset[str], benchmark: Benchmark
+) -> Settings:
     """`settings`, but all that determines weights as in the folder; refuses a choice of another network."""
-    config = folder.config()
     if config["benchmark"] != benchmark.name:
         raise UserError(f"{folder.path} holds a network for {config['benchmark']}, not for {benchmark.name}")
     trained = config["settings"]
@@ -250,9 +273,9 @@ def _of_network_in(folder: RunFolder, settings: Settings, chosen: frozenset[str]
         raise UserError(f"these flags do not go with {folder.path}: {error}") from error
 
 
-def _split_of(folder: RunFolder, images: ImageClasses) -> Sets:
+def _split_of(config: dict[str, Any], images: ImageClasses) -> Sets:
     """The classes by the checkpoint's own split, so that test classes are never ones that it was trained on."""
-    split = folder.config()["split"]
+    split = config["split"]
     where = {name: i for i, name in enumerate(images.names)}
     missing = [name for names in split.values() for name in names if name not in where]
     if missing:

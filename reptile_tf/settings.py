@@ -177,6 +177,11 @@ class Settings:
         del chosen["shots"]
         return chosen | {"train_shots": self.images_per_class}
 
+    def determining_results(self) -> dict[str, Any]:
+        """The settings that all workers of a run must have alike: all but where a host keeps its files."""
+        kept_apart = ("checkpoint", "data_dir", "skip_bad_images")
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in kept_apart}
+
     def schedule(self, iteration: int) -> float:
         """The outer step size of a meta-iteration, counted from 0: linear, as eps_i in the original code."""
         done = iteration / self.meta_iters

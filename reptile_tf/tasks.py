@@ -109,9 +109,10 @@ def training_tasks(
     tail_shots: int = 0,
     seed: int,
     iteration: int,
+    first: int = 0,
     count: int,
 ) -> Tasks:
-    """The meta-batch of one meta-iteration.
+    """Tasks `first` to `first + count - 1` of one meta-iteration.
 
     Args:
       classes: what to draw from.
@@ -124,7 +125,8 @@ def training_tasks(
       tail_shots: set this many images of each class aside, and let them all be the last minibatch.
       seed: of the run.
       iteration: counts meta-iterations from 0.
-      count: tasks in the meta-batch.
+      first: number of the first task.
+      count: how many: the meta-batch, or a worker's share of it.
 
     Returns:
       Tasks with uint8 [count, way * shots, height, width, channel] images.
@@ -133,7 +135,7 @@ def training_tasks(
     # Image s of class c is sample c * shots + s of the pool; the last `tail_shots` of each class are set aside.
     pool = np.arange(way * shots, dtype=np.int32).reshape(way, shots)
     used, aside = pool[:, : shots - tail_shots].ravel(), pool[:, shots - tail_shots :].ravel()
-    for task in range(count):
+    for task in range(first, first + count):
         rng = generator(seed, TRAINING, iteration, task)
         images.append(_pool(draw_images(classes, way, shots, rng)))
         dealt = used[deal_minibatches(used.size, batch, steps - bool(tail_shots), replacement, rng)]

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from reptile_tf import tasks
 from reptile_tf.checkpoint import Checkpoint, RunFolder
+from reptile_tf.cluster import ALONE, Cluster
 from reptile_tf.data.image_classes import ImageClasses
 from reptile_tf.errors import UserError
 from reptile_tf.evaluate import Accuracy, Evaluator, accuracy_by_task
@@ -21,6 +22,7 @@ from reptile_tf.settings import Settings
 
 # The running accuracy is that of so many tasks of the latest looks.
 RUNNING_TASKS = 100
+_NOT_FINITE = "the loss is not finite at meta-iteration"
 
 
 class Interrupted(Exception):
@@ -38,6 +40,7 @@ def meta_train(
     held_out: ImageClasses | None = None,
     folder: RunFolder | None = None,
     stacked: bool = False,
+    cluster: Cluster = ALONE,
 ) -> MetaLearner:
     """Meta-trains a classifier.
 
@@ -46,18 +49,20 @@ def meta_train(
       classes: what training tasks are drawn from.
       settings: the paper's hyperparameters.
       held_out: classes to look at while training; without them there is no learning curve.
-      folder: where checkpoints go and come from; without it nothing is written.
+      folder: where checkpoints go and come from; without it nothing is written. Only the chief of a cluster uses it.
       stacked: see `MetaLearner`.
+      cluster: the workers that train together, from `cluster.join`.
 
     Returns:
       The learner, to be evaluated; its model is the one given.
 
     Raises:
       UserError: too few classes or images; a model for other images or ways; a checkpoint that does not fit; a loss
-        that is not finite.
-      Interrupted: SIGINT or SIGTERM; what was done is in the folder and the model.
+        that is not finite; another worker is gone.
+      Interrupted: SIGINT or SIGTERM, here or on another worker; what was done is in the folder and the model.
     """
-    learner, checkpoint = make_learner(model, settings, classes.scale, stacked), None
+    learner, checkpoint = make_learner(model, settings, classes.scale, stacked, cluster), None
+    folder = folder if cluster.is_chief else None
     tasks.check_enough(classes, settings.classes, settings.images_per_class, "training")
     check_fit(model, classes.images.shape[1:], settings.classes)
     if same := classes.without_variety():
@@ -70,6 +75,8 @@ def meta_train(
     elif checkpoint.iteration:
         say(f"going on from meta-iteration {checkpoint.iteration}")
     restore(learner, checkpoint)
+    if cluster.count > 1:
+        checkpoint = checkpoint._replace(iteration=take_from_chief(learner, checkpoint.iteration))
     try:
         if checkpoint.iteration < settings.meta_iters:
             _train(learner, classes, settings, held_out, folder, checkpoint)
@@ -89,7 +96,9 @@ def check_fit(model: keras.Model, image: tuple[int, ...], way: int) -> None:
         raise UserError(f"the model gives outputs of {outputs} for an image, but {way} ways need ({way},)")
 
 
-def make_learner(model: keras.Model, settings: Settings, scale: float, stacked: bool = False) -> MetaLearner:
+def make_learner(
+    model: keras.Model, settings: Settings, scale: float, stacked: bool = False, cluster: Cluster = ALONE
+) -> MetaLearner:
     """The learner that `settings` describe."""
     if settings.sgd:
         inner = keras.optimizers.SGD(settings.learning_rate)
@@ -105,6 +114,7 @@ def make_learner(model: keras.Model, settings: Settings, scale: float, stacked: 
         stacked=stacked,
         weight_decay=settings.weight_decay,
         scale=scale,
+        cluster=cluster,
     )
 
 
@@ -122,6 +132,14 @@ def restore(learner: MetaLearner, checkpoint: Checkpoint) -> None:
         raise UserError(f"the checkpoint does not fit: {error}") from error
 
 
+def take_from_chief(learner: MetaLearner, iteration: int) -> int:
+    """Sets all workers' learners to the chief's; returns its meta-iteration. Only the chief needs a checkpoint."""
+    state = learner.state()
+    iteration, *values = learner.cluster.from_chief([np.array(iteration), *state.values()])
+    learner.restore(dict(zip(state, values, strict=True)))
+    return int(iteration)
+
+
 def _train(
     learner: MetaLearner,
     classes: ImageClasses,
@@ -130,12 +148,14 @@ def _train(
     folder: RunFolder | None,
     checkpoint: Checkpoint,
 ) -> None:
-    done, history = checkpoint.iteration, list(checkpoint.history)
+    done, history, cluster = checkpoint.iteration, list(checkpoint.history), learner.cluster
+    first, count = learner.share
+    mine = settings.training_arguments() | {"first": first, "count": max(count, 1)}
     began = time.monotonic() - checkpoint.seconds
     look = None
     if held_out is not None:
         tasks.check_enough(held_out, settings.classes, settings.shots + 1, "evaluation")
-        evaluator = Evaluator(learner, at_most=settings.eval_tasks)
+        evaluator = Evaluator(learner, at_most=-(-settings.eval_tasks // cluster.count))
 
         def look(iteration: int) -> np.ndarray:
             accuracies = accuracy_by_task(
@@ -156,16 +176,17 @@ def _train(
 
     note = ""
     with (
-        _signals() as caught,
+        _signals() as cluster.caught,
         _events(folder) as events,
         Progress("meta-iteration", settings.meta_iters, done) as progress,
     ):
-        while done < settings.meta_iters and not caught:
-            batch = tasks.training_tasks(classes, iteration=done, **settings.training_arguments())
+        while done < settings.meta_iters and not cluster.stopping:
+            batch = tasks.training_tasks(classes, iteration=done, **mine)
             try:
                 norm = learner.step(batch, settings.schedule(done))
             except NotFiniteError as error:
-                raise UserError(_diverged(error, done, folder)) from error
+                message = _diverged(error, done, folder) if cluster.is_chief else f"{_NOT_FINITE} {done + 1}: it stops"
+                raise UserError(message) from error
             done += 1
             if look and (done % settings.eval_interval == 0 or done == settings.meta_iters):
                 accuracies = look(done)
@@ -178,8 +199,8 @@ def _train(
             progress.advance(1, note)
         if done % settings.save_interval:
             save()
-    if caught:
-        raise Interrupted(caught[0], done)
+    if stopping := cluster.stopping or next(iter(cluster.caught), 0):  # one may have come after the last exchange
+        raise Interrupted(stopping, done)
 
 
 def _diverged(error: NotFiniteError, iteration: int, folder: RunFolder | None) -> str:
@@ -188,8 +209,8 @@ def _diverged(error: NotFiniteError, iteration: int, folder: RunFolder | None) -
         f"the last good checkpoint, of meta-iteration {kept[-1]}, is kept in {folder.path}" if kept else "none is saved"
     )
     return (
-        f"the loss is not finite at meta-iteration {iteration + 1} (nor is {', '.join(error.args[0])}): training "
-        f"stops, {last}; lower --learning-rate or --meta-step"
+        f"{_NOT_FINITE} {iteration + 1} (nor is {', '.join(error.args[0])}): training stops, {last}; "
+        "lower --learning-rate or --meta-step"
     )
 
 

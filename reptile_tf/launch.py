@@ -1,0 +1,227 @@
+"""Starts a run script as several workers on this host.
+
+  python -m reptile_tf.launch --workers 8 run_omniglot.py --preset omniglot-1shot-5way
+
+One process per GPU, or the CPU's cores divided. On several hosts a scheduler starts the processes and sets TF_CONFIG.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import BinaryIO, TextIO
+
+from reptile_tf.errors import UserError
+
+# Seconds that the other workers have to end by themselves, and to say why, once one has failed.
+GRACE = 5.0
+BAD_FLAGS = 2
+
+
+class Output:
+    """What the workers print, line by line, each with its worker's number before it."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._errors: dict[str, int] = {}  # who said it first
+        self._clear = "\r\033[K" if sys.stdout.isatty() else ""  # the chief's live line
+
+    def copy(self, source: BinaryIO, to: TextIO, worker: int) -> None:
+        """Copies until `source` ends, but no error that another worker has given: all have the same flags."""
+        for line in source:
+            text = line.decode(errors="replace").rstrip("\n")
+            with self._lock:
+                if to is sys.stderr and self._errors.setdefault(text, worker) != worker:
+                    continue
+                print(f"{self._clear}[{worker}] {text}", file=to, flush=True)
+
+    def say(self, text: str) -> None:
+        """Prints a line of the launcher's own."""
+        with self._lock:
+            print(f"{self._clear}launch: {text}", file=sys.stderr, flush=True)
+
+
+class Workers:
+    """The processes of one start.
+
+    Args:
+      command: what each runs.
+      count: how many.
+      output: takes what they print. On a terminal the chief's standard output is the terminal, for its live line.
+    """
+
+    def __init__(self, command: list[str], count: int, output: Output):
+        self._output = output
+        self.addresses = [f"127.0.0.1:{port}" for port in _free_ports(count)]
+        self.processes: list[subprocess.Popen] = []
+        self._readers: list[threading.Thread] = []
+        gpus, cores = _gpus(count), sorted(os.sched_getaffinity(0))
+        try:
+            for index in range(count):
+                task = {"cluster": {"worker": self.addresses}, "task": {"type": "worker", "index": index}}
+                environment = os.environ | {"TF_CONFIG": json.dumps(task)}
+                if gpus:
+                    environment["CUDA_VISIBLE_DEVICES"] = gpus[index]
+                os.sched_setaffinity(0, _part(cores, index, count))  # inherited, and what `device.cores` goes by
+                self._start(command, environment, index)
+        finally:
+            os.sched_setaffinity(0, cores)
+
+    def _start(self, command: list[str], environment: dict[str, str], index: int) -> None:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=None if index == 0 and sys.stdout.isatty() else subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # a terminal's Ctrl-C reaches it from here only, once
+        )
+        self.processes.append(process)
+        for source, to in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
+            if source:
+                self._readers.append(threading.Thread(target=self._output.copy, args=(source, to, index), daemon=True))
+                self._readers[-1].start()
+
+    def send(self, number: int) -> None:
+        """Sends a signal to those that still run."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def wait(self) -> int:
+        """Waits for all to end, and ends the others when one fails; returns the first failure's exit code, or 0."""
+        first, deadline = 0, float("inf")
+        while any(process.poll() is None for process in self.processes):
+            if not first and (failed := [i for i, p in enumerate(self.processes) if p.poll()]):
+                first, deadline = _exit_code(self.processes[failed[0]]), time.monotonic() + GRACE
+                self._output.say(f"{self._ending(failed[0])}; the other workers are stopped")
+            if time.monotonic() > deadline:
+                self.send(signal.SIGKILL)
+            time.sleep(0.05)
+        for reader in self._readers:
+            reader.join(timeout=5)
+        return first or next((_exit_code(p) for p in self.processes if p.returncode), 0)
+
+    def _ending(self, index: int) -> str:
+        code = self.processes[index].returncode
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return f"worker {index} ({self.addresses[index]}) {how}"
+
+
+def _exit_code(process: subprocess.Popen) -> int:
+    """As a shell gives it."""
+    return 128 - process.returncode if process.returncode < 0 else process.returncode
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _part(cores: list[int], index: int, count: int) -> set[int]:
+    """A worker's share of the cores; one each, some of them shared, where there are more workers than cores."""
+    if count > len(cores):
+        return {cores[index % len(cores)]}
+    return set(cores[index * len(cores) // count : (index + 1) * len(cores) // count])
+
+
+def _gpus(count: int) -> list[str]:
+    """What CUDA calls the first `count` GPUs; none if there are none. Raises UserError if there are fewer than that."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        gpus = [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip() not in ("", "-1")]
+    elif shutil.which("nvidia-smi"):
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+        gpus = [str(i) for i, line in enumerate(line for line in listed.stdout.splitlines() if line.startswith("GPU "))]
+    else:
+        gpus = []
+    if gpus and count > len(gpus):
+        raise UserError(f"--workers {count} need a GPU each, but there are {len(gpus)}: start {len(gpus)} or fewer")
+    return gpus[:count]
+
+
+def launch(script: str, flags: Sequence[str], workers: int, restarts: int = 0) -> int:
+    """Runs a script as so many workers, and again if one fails.
+
+    Args:
+      script: its path.
+      flags: its command line, the same for all.
+      workers: how many.
+      restarts: how often to start all again; they go on from the newest checkpoint.
+
+    Returns:
+      The exit code: 0, the first failure's, or 130 or 143 after SIGINT or SIGTERM.
+
+    Raises:
+      UserError: there is no such script, or there are fewer GPUs than workers.
+    """
+    if not pathlib.Path(script).is_file():
+        raise UserError(f"no script {script}: name one, such as run_omniglot.py")
+    output, asked, running = Output(), [], []
+
+    def pass_on(number: int, _) -> None:
+        asked.append(number)
+        for one in running:
+            one.send(number if len(asked) < 3 else signal.SIGKILL)
+
+    old = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for left in range(restarts, -1, -1):
+            running[:] = [Workers([sys.executable, script, *flags], workers, output)]
+            if asked:  # while they were being started
+                running[0].send(asked[0])
+            code = running[0].wait()
+            if asked and code:
+                return 128 + asked[0]
+            if code in (0, BAD_FLAGS) or not left:
+                return code
+            output.say(f"all {workers} start again; restarts left: {left - 1}")
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    raise AssertionError("the loop returns")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: as `launch`, 1 after a mistake, 2 (SystemExit) after a bad flag."""
+    parser = argparse.ArgumentParser(
+        prog="python -m reptile_tf.launch",
+        description="Start a run script as several workers on this host, one per GPU or the CPU's cores divided.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--workers", type=_at_least(1), required=True, help="how many processes")
+    parser.add_argument(
+        "--restarts", type=_at_least(0), default=0, help="how often to start all again after a failure (default: 0)"
+    )
+    parser.add_argument("script", help="what to run, such as run_omniglot.py")
+    parser.add_argument("flags", nargs=argparse.REMAINDER, help="the script's own flags")
+    arguments = parser.parse_args(argv)
+    try:
+        return launch(arguments.script, arguments.flags, arguments.workers, arguments.restarts)
+    except UserError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+
+
+def _at_least(low: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number, {low} or more")
+        return int(text)
+
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""A process's place in a cluster: TF_CONFIG read and checked, and the other workers met.
+
+TensorFlow aborts the process or waits without end where this gives one line.
+"""
+
+import json
+import os
+import re
+import socket
+import time
+from typing import NamedTuple
+
+from reptile_tf.errors import UserError
+
+EXAMPLE = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
+# Seconds that the workers have to find each other.
+JOIN_SECONDS = float(os.environ.get("REPTILE_JOIN_SECONDS", "60"))
+
+
+class Place(NamedTuple):
+    """A process's place in its cluster.
+
+    Attributes:
+      addresses: "host:port" of each worker, the chief first; none where a process is alone.
+      jobs: what TensorFlow calls each of them, as in "/job:worker/task:1".
+      index: this process's.
+    """
+
+    addresses: tuple[str, ...] = ()
+    jobs: tuple[str, ...] = ()
+    index: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many workers there are."""
+        return max(1, len(self.addresses))
+
+    def name(self, index: int) -> str:
+        """A worker as a message calls it."""
+        return f"worker {index} ({self.addresses[index]})"
+
+
+def of_this_process() -> Place:
+    """Reads TF_CONFIG; without it, or if it names one worker only, a process is alone.
+
+    Raises:
+      UserError: it cannot be.
+    """
+    text = os.environ.get("TF_CONFIG", "").strip()
+    try:
+        config = json.loads(text or "{}")
+    except ValueError as error:
+        raise UserError(f"TF_CONFIG is not JSON ({error}): it has to be like {EXAMPLE}") from error
+    if config == {}:
+        return Place()
+    try:
+        cluster, task = config["cluster"], config["task"]
+        unknown = sorted(cluster.keys() - {"chief", "worker"})
+        members = [(job, i, address) for job in ("chief", "worker") for i, address in enumerate(cluster.get(job, []))]
+        kind, number = task["type"], int(task["index"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"TF_CONFIG lacks something ({error!r}): it has to be like {EXAMPLE}") from error
+    if unknown:
+        raise UserError(f"TF_CONFIG names tasks of type {unknown[0]!r}: only chief and workers train here")
+    if len(cluster.get("chief", [])) > 1:
+        raise UserError("TF_CONFIG names more than one chief")
+    addresses = tuple(address for *_, address in members)
+    for address in addresses:
+        if not isinstance(address, str) or not re.fullmatch(r".+:\d{1,5}", address) or not 0 < _port(address) < 2**16:
+            raise UserError(f"TF_CONFIG has the address {address!r}: it has to be like 'host0:2222'")
+        if addresses.count(address) > 1:
+            raise UserError(f"TF_CONFIG has the address {address} twice")
+    index = next((n for n, (job, i, _) in enumerate(members) if (job, i) == (kind, number)), None)
+    if index is None:
+        there = ", ".join(f"{job} {i}" for job, i, _ in members) or "none"
+        raise UserError(f"TF_CONFIG says that this is {kind} {number}, but its cluster has only: {there}")
+    if len(addresses) == 1:
+        return Place()
+    return Place(addresses, tuple(f"/job:{job}/replica:0/task:{i}" for job, i, _ in members), index)
+
+
+def meet(where: Place) -> None:
+    """Waits until all workers are there, each listening at its port.
+
+    Raises:
+      UserError: this worker's port is taken, or another one does not answer within JOIN_SECONDS.
+    """
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with listener:
+        try:
+            listener.bind(("", _port(where.addresses[where.index])))
+            listener.listen(4096)
+        except OSError as error:
+            raise UserError(
+                f"{where.name(where.index)} cannot use its port ({error.strerror}): another run may have it; "
+                "end that or change TF_CONFIG"
+            ) from error
+        missing = [i for i in range(where.count) if i != where.index]
+        deadline = time.monotonic() + JOIN_SECONDS
+        while missing := [i for i in missing if not _answers(where.addresses[i])]:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"no answer from {', '.join(map(where.name, missing))} in {JOIN_SECONDS:.0f} s: start all workers "
+                    "of TF_CONFIG, or set REPTILE_JOIN_SECONDS to wait longer"
+                )
+            time.sleep(0.1)
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+def _answers(address: str) -> bool:
+    try:
+        socket.create_connection((address.rpartition(":")[0], _port(address)), timeout=2).close()
+    except OSError:  # a name that is not known yet, too
+        return False
+    return True
