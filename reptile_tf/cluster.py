@@ -60,7 +60,7 @@ class Cluster:
         return first, (self.index + 1) * tasks // self.count - first
 
     def sum(self, value: tf.Tensor, patient: bool = False) -> tf.Tensor:
-        """The sum over all workers; all call it, in the same order, with the same shape and dtype (a float).
+        """The sum over all workers; all call it, in the same order, with the same shape and dtype (float32, float64).
 
         Args:
           value: this worker's.
@@ -107,7 +107,13 @@ class _Workers(Cluster):
             # The identity is made on this worker's device, by which the strategy knows it.
             return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(vector))
 
-        self._all_reduce = tf.function(lambda vector: strategy.run(all_reduce, args=(vector,)))
+        def over_workers(vector: tf.Tensor) -> tf.Tensor:
+            return strategy.run(all_reduce, args=(vector,))
+
+        self._all_reduce = {
+            dtype: tf.function(over_workers, input_signature=[tf.TensorSpec([None], dtype)])
+            for dtype in (tf.float32, tf.float64)
+        }
 
     @property
     def stopping(self) -> int:
@@ -119,7 +125,7 @@ class _Workers(Cluster):
         caught = tf.constant([float(n in self.caught) for n in signals], value.dtype)
         try:
             with self._watch.exchange(patient):
-                total = self._all_reduce(tf.concat([tf.reshape(value, [-1]), caught], 0))
+                total = self._all_reduce[value.dtype](tf.concat([tf.reshape(value, [-1]), caught], 0))
                 caught = total[-2:].numpy()
         except tf.errors.OpError as error:
             raise UserError(_lost(self._place, str(error))) from error

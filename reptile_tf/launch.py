@@ -37,12 +37,13 @@ class Output:
 
     def copy(self, source: BinaryIO, to: TextIO, worker: int) -> None:
         """Copies until `source` ends, but no error that another worker has given: all have the same flags."""
-        for line in source:
-            text = line.decode(errors="replace").rstrip("\n")
-            with self._lock:
-                if to is sys.stderr and self._errors.setdefault(text, worker) != worker:
-                    continue
-                print(f"{self._clear}[{worker}] {text}", file=to, flush=True)
+        with source:
+            for line in source:
+                text = line.decode(errors="replace").rstrip("\n")
+                with self._lock:
+                    if to is sys.stderr and self._errors.setdefault(text, worker) != worker:
+                        continue
+                    print(f"{self._clear}[{worker}] {text}", file=to, flush=True)
 
     def say(self, text: str) -> None:
         """Prints a line of the launcher's own."""

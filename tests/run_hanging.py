@@ -1,0 +1,23 @@
+"""`run_omniglot.py` of which worker 1 hangs at the third meta-iteration, and of which the others lose patience soon."""
+
+import os
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from reptile_tf import cli, cluster
+from reptile_tf.meta import MetaLearner
+
+if __name__ == "__main__":
+    cluster.PATIENCE = 6.0
+    step, calls = MetaLearner.step, []
+
+    def hanging_step(self, *arguments):
+        calls.append(1)
+        if self.cluster.index == 1 and len(calls) == 3:
+            time.sleep(600)
+        return step(self, *arguments)
+
+    MetaLearner.step = hanging_step
+    sys.exit(cli.main(sys.argv, __doc__, "omniglot"))

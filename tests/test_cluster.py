@@ -1,0 +1,181 @@
+"""Joining a cluster and losing its members: mistakes in TF_CONFIG, workers that hang or differ."""
+
+import json
+import signal
+import socket
+import time
+
+import pytest
+from workers import cluster, ended
+
+from reptile_tf import cli, device, place
+from reptile_tf.cluster import Cluster, _lost
+from reptile_tf.errors import UserError
+from reptile_tf.place import Place
+
+TWO = ("127.0.0.1:2000", "127.0.0.1:2001")
+
+
+def config(addresses=TWO, kind="worker", index=0, **more):
+    return json.dumps({"cluster": {"worker": list(addresses)} | more, "task": {"type": kind, "index": index}})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "TF_CONFIG is not JSON (Expecting property name"),
+        ("[]", "TF_CONFIG lacks something"),
+        ('{"cluster": {"worker": ["a:1"]}}', "TF_CONFIG lacks something (KeyError('task')): it has to be like {"),
+        ('{"task": {"type": "worker", "index": 0}}', "TF_CONFIG lacks something (KeyError('cluster'))"),
+        (config(index="zero"), "TF_CONFIG lacks something (ValueError"),
+        (config(index=2), "this is worker 2, but its cluster has only: worker 0, worker 1"),
+        (config(index=-1), "this is worker -1, but its cluster has only: worker 0, worker 1"),
+        (config(kind="chief"), "this is chief 0, but its cluster has only: worker 0, worker 1"),
+        (config([]), "but its cluster has only: none"),
+        (config(["here", "there:1"]), "the address 'here': it has to be like 'host0:2222'"),
+        (config(["here:1", "there:70000"]), "the address 'there:70000'"),
+        (config(["here:1", "here:1"]), "the address here:1 twice"),
+        (config(ps=["there:1"]), "tasks of type 'ps'"),
+        (config(chief=["a:1", "b:1"]), "more than one chief"),
+    ],
+)
+def test_a_mistake_in_tf_config_gets_one_line(monkeypatch, tmp_path, capsys, text, message):
+    monkeypatch.setattr(device, "configure", lambda *_: (False, "device: as the tests have it"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TF_CONFIG", text)
+    assert cli.main(["run_omniglot.py", "--source=glyphs"], "What it does.", "omniglot") == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("run_omniglot.py: ")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["", "{}", config(TWO[:1])])
+def test_a_cluster_of_one_is_none(monkeypatch, text):
+    monkeypatch.setenv("TF_CONFIG", text)
+    assert place.of_this_process() == Place()
+    assert place.of_this_process().count == 1
+
+
+def test_the_chief_comes_first(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", config(index=1, chief=["127.0.0.1:1999"]))
+    where = place.of_this_process()
+    assert where.index == 2
+    assert where.addresses == ("127.0.0.1:1999", *TWO)
+    assert where.jobs[0] == "/job:chief/replica:0/task:0"
+    assert where.jobs[2] == "/job:worker/replica:0/task:1"
+
+
+def listening():
+    one = socket.socket()
+    one.bind(("127.0.0.1", 0))
+    one.listen()
+    return one, f"127.0.0.1:{one.getsockname()[1]}"
+
+
+def test_a_port_that_is_taken_is_named():
+    taken, address = listening()
+    with taken, pytest.raises(UserError, match=rf"worker 0 \({address}\) cannot use its port \(Address already in use"):
+        place.meet(Place((address, TWO[1]), ("", ""), 0))
+
+
+def test_those_who_never_come_are_named(monkeypatch):
+    monkeypatch.setattr(place, "JOIN_SECONDS", 0.5)
+    there, address = listening()
+    free, own = listening()
+    free.close()
+    with there, pytest.raises(UserError, match=r"no answer from worker 2 \(127.0.0.1:1\) in 0 s: start all workers"):
+        place.meet(Place((own, address, "127.0.0.1:1"), ("", "", ""), 0))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.parametrize("tasks", [1, 5, 16])
+def test_each_task_has_one_worker(count, tasks):
+    class Worker(Cluster):
+        def __init__(self, index):
+            super().__init__()
+            self.index, self.count = index, count
+
+    shares = [Worker(index).share(tasks) for index in range(count)]
+    assert [first + i for first, many in shares for i in range(many)] == list(range(tasks))
+    assert max(many for _, many in shares) - min(many for _, many in shares) <= 1
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (
+            "Collective ops is aborted by: Collective ops is aborted by: Socket closed\nfrom remote target "
+            "/job:worker/replica:0/task:1 while calling /tensorflow.WorkerService/RecvBuf:\nfrom remote target "
+            "/job:chief/replica:0/task:0 while calling /tensorflow.WorkerService/RecvBuf:",
+            "worker 2 (c:1)",
+        ),
+        (
+            "aborted by: Error reported from /job:worker/task:0: The following tasks are unhealthy (stopped sending "
+            "heartbeats):\n/job:worker/replica:0/task:0\nThe tasks have crashed.",
+            "worker 1 (b:1)",
+        ),
+        (
+            "aborted by: Deadline Exceeded\n\nRPC: /tensorflow.CoordinationService/Heartbeat\nfrom remote target "
+            "/job:worker/replica:0/task:0 while calling /tensorflow.WorkerService/RecvBuf:",
+            "worker 0 (a:1)",
+        ),
+        ("Something new\nwith details", "another worker (Something new)"),
+    ],
+)
+def test_the_lost_worker_is_read_off_tensorflows_errors(error, named):
+    jobs = ("/job:chief/replica:0/task:0", "/job:worker/replica:0/task:0", "/job:worker/replica:0/task:1")
+    assert _lost(Place(("a:1", "b:1", "c:1"), jobs, 0), error).startswith(f"{named} is gone or does not answer")
+
+
+# --- real workers without a launcher -----------------------------------------------------------------------------
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + 100
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_stopped_worker_is_named_within_a_minute(tmp_path):
+    """Even the chief, which has TensorFlow's coordination service and the heartbeats of all."""
+    processes, addresses = cluster(2, f"--checkpoint={tmp_path}/run", "--meta-iters=1000000")
+    wait_for(tmp_path / "run" / "checkpoint-0000005.npz", processes[0])
+    processes[0].send_signal(signal.SIGSTOP)
+    said = ended(processes[1], code=1, seconds=60)
+    processes[0].kill()
+    processes[0].communicate()
+    assert said[-1].startswith(f"run_omniglot.py: worker 0 ({addresses[0]}) is gone or does not answer")
+
+
+def test_a_worker_that_hangs_is_named(tmp_path):
+    """It lives, and its heartbeats go on."""
+    processes, addresses = cluster(3, f"--checkpoint={tmp_path}/run", script="tests/run_hanging.py")
+    for other in (processes[0], processes[2]):
+        said = ended(other, code=1)
+        assert said[-1].startswith(f"run_hanging.py: worker 1 ({addresses[1]}) is gone or does not answer")
+    assert processes[1].poll() is None
+    processes[1].kill()
+    processes[1].communicate()
+
+
+def test_workers_with_other_flags_are_refused(tmp_path):
+    processes, addresses = cluster(2, lambda index: f"--seed={index}", f"--checkpoint={tmp_path}/run")
+    for process in processes:
+        said = ended(process, code=1)
+        assert said[-1].startswith(f"run_omniglot.py: worker 1 ({addresses[1]}): other flags than worker 0 (")
+    assert not (tmp_path / "run").exists()
+
+
+def test_divergence_stops_all_and_the_chief_explains(tmp_path):
+    """Stacked in one XLA program, too, and with a worker that has no task of its own."""
+    flags = ["--mode=stacked", "--meta-batch=1", "--meta-optimizer=sgd", "--meta-step=1e30", "--meta-step-final=1e30"]
+    processes, _ = cluster(2, *flags, f"--checkpoint={tmp_path}/run")
+    chief, other = (ended(process, code=1) for process in processes)
+    stopped = "run_omniglot.py: the loss is not finite at meta-iteration "
+    assert chief[-1].startswith(stopped)
+    assert "training stops, none is saved" in chief[-1]
+    assert other == [f"{chief[-1].split(':')[0]}:{chief[-1].split(':')[1]}: it stops"]

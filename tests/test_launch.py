@@ -1,0 +1,142 @@
+"""The launcher with real workers: the same results for any number of them, signals, failures, restarts, mistakes."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import time
+
+import numpy as np
+import pytest
+from workers import assert_close, ended, launched, start, state
+
+from reptile_tf import launch
+from reptile_tf.checkpoint import RunFolder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folders of undisturbed runs, by their number of workers."""
+    folders = {}
+    for count in (1, 2, 3):
+        folders[count] = tmp_path_factory.mktemp("whole") / str(count)
+        ended(launched(count, folders[count]))
+    return folders
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_any_number_of_workers_gives_the_same_results(whole, count):
+    assert_close(whole[count], whole[1])
+    ours, expected = (RunFolder(whole[n]).load().history for n in (count, 1))
+    np.testing.assert_array_equal(ours[:, [0, 2]], expected[:, [0, 2]])  # column 1 is the time
+    ours, expected = results(whole[count]), results(whole[1])
+    assert ours["workers"] == count
+    for name in ("train", "test", "train, transductive", "test, transductive"):
+        assert ours[name] == pytest.approx(expected[name])
+        assert ours[name]["tasks"] == 7
+
+
+def wait_for_checkpoint(process, folder, iteration=1):
+    deadline = time.monotonic() + 100
+    while max(RunFolder(folder).iterations(), default=0) < iteration:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def worker(launcher, index):
+    """The process id of a launcher's worker."""
+    children = pathlib.Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    of_index = f'"index": {index}'
+    return next(int(pid) for pid in children if of_index in pathlib.Path(f"/proc/{pid}/environ").read_text())
+
+
+def test_a_killed_worker_is_named_and_a_restart_ends_with_the_same_weights(whole, tmp_path):
+    folder = tmp_path / "run"
+    launcher = launched(2, folder, restarts=1)
+    wait_for_checkpoint(launcher, folder)
+    os.kill(worker(launcher, 1), signal.SIGKILL)
+    said = ended(launcher)
+    assert any(re.fullmatch(r"launch: worker 1 \(127.0.0.1:\d+\) was killed by SIGKILL; .*", line) for line in said)
+    assert "launch: all 2 start again; restarts left: 0" in said
+    assert any(re.fullmatch(r"\[0\] going on from meta-iteration (5|10|15)", line) for line in said)
+    for name, value in state(whole[2]).items():
+        np.testing.assert_array_equal(state(folder)[name], value, err_msg=name)
+
+
+def test_a_signal_stops_all_and_another_number_of_workers_goes_on(whole, tmp_path):
+    folder = tmp_path / "run"
+    launcher = launched(3, folder)
+    wait_for_checkpoint(launcher, folder)
+    launcher.send_signal(signal.SIGTERM)
+    said = ended(launcher, 143)
+    done = max(RunFolder(folder).iterations())
+    assert f"[0] stopped after {done} meta-iterations, saved in {folder}; the same command goes on from there" in said
+    assert sum("stopped after" in line for line in said) == 1
+    assert done < 20
+    said = ended(launched(1, folder))
+    assert f"[0] going on from meta-iteration {done}" in said
+    assert_close(folder, whole[1])
+
+
+def test_a_bad_flag_gets_one_line_for_all_and_no_restart():
+    said = ended(start(["-m", "reptile_tf.launch", "--workers=2", "--restarts=2", "run_omniglot.py", "--shots=0"]), 2)
+    assert sum("--shots must be at least 1" in line for line in said) == 1
+    assert not any("again" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workers=0", "run_omniglot.py"], "'0' is not a number, 1 or more"),
+        (["--workers=2", "--restarts=-1", "run_omniglot.py"], "'-1' is not a number, 0 or more"),
+        (["run_omniglot.py"], "required: --workers"),
+        (["--workers=2"], "required: script"),
+    ],
+)
+def test_a_bad_flag_of_the_launchers_own_is_named(capsys, arguments, message):
+    with pytest.raises(SystemExit) as caught:
+        launch.main(arguments)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_script_that_is_not_there_is_named(capsys):
+    assert launch.main(["--workers=2", "nosuch.py"]) == 1
+    assert capsys.readouterr().err == (
+        "python -m reptile_tf.launch: no script nosuch.py: name one, such as run_omniglot.py\n"
+    )
+
+
+def test_each_worker_gets_its_gpu_and_too_few_are_refused(monkeypatch, tmp_path, capfd):
+    script = tmp_path / "script.py"
+    script.write_text("import os; print('GPU', os.environ['CUDA_VISIBLE_DEVICES'])")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-abc,6")
+    assert launch.main(["--workers=2", str(script)]) == 0
+    assert sorted(capfd.readouterr().out.splitlines()) == ["[0] GPU 4", "[1] GPU GPU-abc"]
+    assert launch.main(["--workers=4", str(script)]) == 1
+    assert "--workers 4 need a GPU each, but there are 3: start 3 or fewer" in capfd.readouterr().err
+
+
+def test_the_cores_are_divided():
+    parts = [launch._part([2, 3, 5, 7, 8], index, 2) for index in range(2)]
+    assert parts == [{2, 3}, {5, 7, 8}]
+    assert [launch._part([0, 4], index, 3) for index in range(3)] == [{0}, {4}, {0}]
+
+
+def test_the_first_failures_exit_code_is_the_launchers(tmp_path, capfd):
+    """And the others, which would go on for long, are ended."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, os, sys, time\n"
+        "time.sleep(60) if json.loads(os.environ['TF_CONFIG'])['task']['index'] != 1 else sys.exit(7)\n"
+    )
+    began = time.monotonic()
+    assert launch.main(["--workers=3", str(script)]) == 7
+    assert time.monotonic() - began < 30
+    assert re.search(r"launch: worker 1 \(127.0.0.1:\d+\) ended with exit code 7; the other", capfd.readouterr().err)
