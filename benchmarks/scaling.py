@@ -1,0 +1,156 @@
+"""What sharing a meta-batch costs and brings on one machine: two workers of one core beside one worker of two cores.
+
+  python benchmarks/scaling.py --meta-batches 4 16 --rounds 5
+
+Both are processes of the same program, started together, and take turns, so that the ratio holds on a machine whose
+speed drifts: while one measures the other waits. The last line is JSON. For each meta-batch: meta-iterations per second
+of both, their ratio (median over rounds and range), and of the two workers the bytes that each gives to the exchange
+of a meta-iteration, the milliseconds of an exchange alone (one after another, nothing else to do), and those that one
+takes in training, the wait for the slower worker included.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+PRESET = ("omniglot", "omniglot-1shot-5way")
+
+
+def worker(meta_batch: int) -> None:
+    """One process: builds a learner, then answers each line "SECONDS" on its input with one line of JSON."""
+    import numpy as np
+    import tensorflow as tf
+
+    from reptile_tf import cluster, data, device, place, tasks, train
+    from reptile_tf.run import BENCHMARKS
+    from reptile_tf.settings import DEFAULTS, PRESETS, Settings
+
+    settings = Settings(**(DEFAULTS[PRESET[0]] | PRESETS[PRESET[0]][PRESET[1]] | {"meta_batch": meta_batch}))
+    where = place.of_this_process()
+    device.configure(settings.mode, -(-meta_batch // where.count))
+    workers = cluster.join(where)
+    classes = data.glyphs.load(classes=200)
+    model = BENCHMARKS[PRESET[0]].network(settings.classes, settings.filters)
+    learner = train.make_learner(model, settings, classes.scale, cluster=workers)
+    train.take_from_chief(learner, 0)
+    first, count = learner.share
+    mine = settings.training_arguments() | {"first": first, "count": max(1, count)}
+    batches = [tasks.training_tasks(classes, iteration=i, **mine) for i in range(20)]
+    spent, sizes, add = [], [], workers.sum
+
+    def timed_sum(value, **options):
+        value.numpy()  # the work before it is done
+        began = time.perf_counter()
+        total = add(value, **options)
+        spent.append(time.perf_counter() - began)
+        sizes.append(value.shape.num_elements() * value.dtype.size)
+        return total
+
+    workers.sum = timed_sum
+    for i in range(3):
+        learner.step(batches[i], 0.1)
+    print("ready", flush=True)
+    vector = tf.zeros([sizes[-1] // 4]) if sizes else None
+    for line in sys.stdin:
+        spent.clear()
+        if vector is not None:
+            for _ in range(50):
+                workers.sum(vector)
+        alone = float(np.median(spent)) * 1000 if spent else 0.0
+        spent.clear()
+        steps, began = int(line), time.perf_counter()
+        for i in range(steps):
+            learner.step(batches[i % 20], 0.1)
+        seconds = time.perf_counter() - began
+        got = {"rate": steps / seconds, "alone_ms": alone, "bytes": sizes[-1] if sizes else 0}
+        print(json.dumps(got | {"ms": float(np.mean(spent)) * 1000 if spent else 0.0}), flush=True)
+
+
+class Group:
+    """Workers that run `worker`, with the cores divided among them."""
+
+    def __init__(self, count: int, meta_batch: int):
+        from reptile_tf.launch import _free_ports, _part
+
+        addresses, cores = [f"127.0.0.1:{port}" for port in _free_ports(count)], sorted(os.sched_getaffinity(0))
+        self.processes = []
+        for index in range(count):
+            config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+            os.sched_setaffinity(0, _part(cores, index, count))
+            self.processes.append(
+                subprocess.Popen(
+                    [sys.executable, __file__, "--worker", str(meta_batch)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    env=os.environ | {"TF_CONFIG": json.dumps(config)},
+                )
+            )
+        os.sched_setaffinity(0, cores)
+        for process in self.processes:
+            while process.stdout.readline() not in ("ready\n", ""):
+                pass
+
+    def measure(self, steps: int) -> list[dict[str, float]]:
+        """Each worker's figures over so many meta-iterations."""
+        for process in self.processes:
+            print(steps, file=process.stdin, flush=True)
+        return [json.loads(process.stdout.readline()) for process in self.processes]
+
+    def end(self) -> None:
+        """Ends the workers."""
+        for process in self.processes:
+            process.stdin.close()
+            process.wait()
+            process.stdout.close()
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--meta-batches", type=int, nargs="+", default=[4, 16])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement, roughly")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        worker(args.worker)
+        return
+    summary = {"preset": PRESET[1], "rounds": args.rounds, "meta_batches": {}}
+    for meta_batch in args.meta_batches:
+        groups = {"one": Group(1, meta_batch), "two": Group(2, meta_batch)}
+        steps = max(5, round(args.seconds * groups["one"].measure(5)[0]["rate"]))
+        rounds = []
+        for number in range(args.rounds):
+            order = list(groups) if number % 2 == 0 else list(groups)[::-1]
+            got = {name: groups[name].measure(steps) for name in order}
+            rounds.append(got)
+            print(
+                f"meta-batch {meta_batch}, round {number + 1}: 1 worker x 2 cores {got['one'][0]['rate']:.2f}, "
+                f"2 workers x 1 core {got['two'][0]['rate']:.2f} meta-iterations/s",
+                flush=True,
+            )
+        for group in groups.values():
+            group.end()
+        ratios = [got["two"][0]["rate"] / got["one"][0]["rate"] for got in rounds]
+        of_two = [one for got in rounds for one in got["two"]]
+        summary["meta_batches"][meta_batch] = {
+            "one_per_s": round(statistics.median(got["one"][0]["rate"] for got in rounds), 2),
+            "two_per_s": round(statistics.median(got["two"][0]["rate"] for got in rounds), 2),
+            "ratio": round(statistics.median(ratios), 3),
+            "ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
+            "exchange_alone_ms": round(statistics.median(one["alone_ms"] for one in of_two), 2),
+            "exchange_in_training_ms": round(statistics.median(one["ms"] for one in of_two), 2),
+            "exchange_bytes": rounds[0]["two"][0]["bytes"],
+        }
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()
