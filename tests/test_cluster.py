@@ -51,6 +51,13 @@ def test_a_mistake_in_tf_config_gets_one_line(monkeypatch, tmp_path, capsys, tex
     assert not list(tmp_path.iterdir())
 
 
+def test_tasks_in_turn_are_for_one_worker(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TF_CONFIG", config())
+    assert cli.main(["run_omniglot.py", "--source=glyphs", "--in-turn"], "What it does.", "omniglot") == 1
+    assert "--in-turn passes Adam's state from task to task, on one worker: leave it out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["", "{}", config(TWO[:1])])
 def test_a_cluster_of_one_is_none(monkeypatch, text):
     monkeypatch.setenv("TF_CONFIG", text)
