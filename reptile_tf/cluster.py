@@ -9,6 +9,7 @@ import faulthandler
 import os
 import re
 import signal
+import sys
 import threading
 import time
 import zlib
@@ -241,6 +242,10 @@ class _Watch:
                 unhealthy = self._where.jobs[late[0]] if late else "(no one knows which)"
                 # Raises in the exchange, here and on the others, who get the message.
                 context.context().abort_collective_ops(tf.errors.UNAVAILABLE, f"unhealthy: {unhealthy}")
+                time.sleep(5)
+                if self._waiting == waiting:  # in a kernel that cannot be aborted
+                    print(_lost(self._where, f"unhealthy: {unhealthy}"), file=sys.stderr, flush=True)
+                    os._exit(1)
                 return
 
     def _has_come(self, number: int, index: int) -> bool:

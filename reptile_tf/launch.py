@@ -25,6 +25,7 @@ from reptile_tf.errors import UserError
 # Seconds that the other workers have to end by themselves, and to say why, once one has failed.
 GRACE = 5.0
 BAD_FLAGS = 2
+STOPPED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 
 class Output:
@@ -103,8 +104,10 @@ class Workers:
         first, deadline = 0, float("inf")
         while any(process.poll() is None for process in self.processes):
             if not first and (failed := [i for i, p in enumerate(self.processes) if p.poll()]):
-                first, deadline = _exit_code(self.processes[failed[0]]), time.monotonic() + GRACE
-                self._output.say(f"{self._ending(failed[0])}; the other workers are stopped")
+                first = _exit_code(self.processes[failed[0]])
+                if first not in STOPPED:  # else all stop by themselves, and the chief saves
+                    deadline = time.monotonic() + GRACE
+                    self._output.say(f"{self._ending(failed[0])}; the other workers are stopped")
             if time.monotonic() > deadline:
                 self.send(signal.SIGKILL)
             time.sleep(0.05)
@@ -185,7 +188,7 @@ def launch(script: str, flags: Sequence[str], workers: int, restarts: int = 0) -
             code = running[0].wait()
             if asked and code:
                 return 128 + asked[0]
-            if code in (0, BAD_FLAGS) or not left:
+            if code in (0, BAD_FLAGS, *STOPPED) or not left:
                 return code
             output.say(f"all {workers} start again; restarts left: {left - 1}")
     finally:
