@@ -3,15 +3,22 @@
 import json
 import signal
 import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 from workers import cluster, ended
 
 from reptile_tf import cli, device, place
-from reptile_tf.cluster import Cluster, _lost
+from reptile_tf.cluster import ALONE, Cluster, _lost
 from reptile_tf.errors import UserError
+from reptile_tf.meta import MetaLearner
 from reptile_tf.place import Place
+from reptile_tf.tasks import training_tasks
 
 TWO = ("127.0.0.1:2000", "127.0.0.1:2001")
 
@@ -107,6 +114,50 @@ def test_each_task_has_one_worker(count, tasks):
     shares = [Worker(index).share(tasks) for index in range(count)]
     assert [first + i for first, many in shares for i in range(many)] == list(range(tasks))
     assert max(many for _, many in shares) - min(many for _, many in shares) <= 1
+
+
+class Threads(Cluster):
+    """Workers that are threads of this process."""
+
+    def __init__(self, index, barrier, given):
+        super().__init__()
+        self.index, self.count, self._barrier, self._given = index, len(given), barrier, given
+
+    def sum(self, value, patient=False):
+        self._given[self.index] = value
+        self._barrier.wait()
+        total = tf.add_n(self._given)
+        self._barrier.wait()
+        return total
+
+
+@pytest.mark.parametrize(
+    ("meta_batch", "stacked", "inner"),
+    [(1, False, keras.optimizers.Adam), (5, False, keras.optimizers.Nadam), (4, True, keras.optimizers.SGD)],
+)
+def test_all_workers_end_where_one_would(float64, small_model, glyphs, meta_batch, stacked, inner):
+    """Three workers of a meta-batch that they do not divide evenly, or that has no task for two of them."""
+
+    def learn(cluster):
+        learner = MetaLearner(
+            model, inner(0.01), keras.optimizers.Adam(), meta_batch=meta_batch, stacked=stacked, cluster=cluster
+        )
+        first, count = learner.share
+        for iteration in range(3):
+            batch = training_tasks(
+                glyphs, way=3, shots=4, batch=5, steps=3, seed=0, iteration=iteration, first=first, count=max(count, 1)
+            )
+            norm = learner.step(batch, 0.01)
+        return learner.state() | {"norm": norm}
+
+    model = small_model()
+    expected = learn(ALONE)
+    barrier, given = threading.Barrier(3), [None] * 3
+    with ThreadPoolExecutor(3) as pool:
+        workers = list(pool.map(learn, [Threads(index, barrier, given) for index in range(3)]))
+    for ours in workers:
+        for name, value in expected.items():
+            np.testing.assert_allclose(ours[name], value, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
 @pytest.mark.parametrize(
