@@ -28,7 +28,7 @@ def worker(meta_batch: int) -> None:
     import tensorflow as tf
 
     from reptile_tf import cluster, data, device, place, tasks, train
-    from reptile_tf.run import BENCHMARKS
+    from reptile_tf.benchmarks import BENCHMARKS
     from reptile_tf.settings import DEFAULTS, PRESETS, Settings
 
     settings = Settings(**(DEFAULTS[PRESET[0]] | PRESETS[PRESET[0]][PRESET[1]] | {"meta_batch": meta_batch}))

@@ -30,9 +30,9 @@ import torch
 from torch import nn
 
 from reptile_tf import data, device, tasks, train
+from reptile_tf.benchmarks import BENCHMARKS
 from reptile_tf.data import ImageClasses
 from reptile_tf.evaluate import Evaluator
-from reptile_tf.run import BENCHMARKS
 
 
 def omniglot_network(way: int) -> nn.Module:

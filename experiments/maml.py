@@ -78,10 +78,10 @@ def measure(own: list[str], seconds: float) -> dict[str, float]:
     import keras
 
     import reptile_tf as rt
-    from reptile_tf import device, run, tasks, train
+    from reptile_tf import benchmarks, device, tasks, train
 
     settings, _ = flags.parse(["", *own], "", "omniglot")
-    benchmark = run.BENCHMARKS["omniglot"]
+    benchmark = benchmarks.BENCHMARKS["omniglot"]
     stacked, _ = device.configure(settings.mode, settings.meta_batch)
     images, _ = benchmark.load(settings)
     classes = benchmark.for_training(benchmark.split(images, settings.seed)["train"])

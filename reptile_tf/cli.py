@@ -15,7 +15,7 @@ def main(argv: list[str], doc: str, benchmark: str) -> int:
     Args:
       argv: as sys.argv.
       doc: the script's docstring, the beginning of --help.
-      benchmark: a name in `run.BENCHMARKS`.
+      benchmark: a name in `benchmarks.BENCHMARKS`.
 
     Returns:
       The exit code: 0, 1 after a user's mistake, 2 after a bad flag, 130 or 143 after SIGINT or SIGTERM.
@@ -33,12 +33,13 @@ def main(argv: list[str], doc: str, benchmark: str) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # start-up messages; what goes wrong is raised too
     try:
         from reptile_tf import run
+        from reptile_tf.benchmarks import BENCHMARKS
         from reptile_tf.progress import say  # quiet on all workers but the chief
         from reptile_tf.train import Interrupted
     except KeyboardInterrupt:
         return 130
     try:
-        run.run(settings, chosen, run.BENCHMARKS[benchmark])
+        run.run(settings, chosen, BENCHMARKS[benchmark])
     except UserError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 1

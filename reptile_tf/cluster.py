@@ -9,6 +9,7 @@ import faulthandler
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -156,8 +157,7 @@ class _Workers(Cluster):
 def join(where: Place) -> Cluster:
     """Joins the cluster; to be called before TensorFlow does any work, after `device.configure`.
 
-    Workers but the chief say nothing from
-    here on, but for errors.
+    Workers but the chief say nothing from here on, but for errors.
 
     Raises:
       UserError: this worker's port is taken, or another worker does not answer; the message names it.
@@ -170,8 +170,10 @@ def join(where: Place) -> Cluster:
     # One process per GPU: the strategy would make a replica of each that it sees, and count tasks so often.
     tf.config.set_visible_devices(tf.config.list_physical_devices("GPU")[:1], "GPU")
     # All are there, so this takes a second. But one may die in it, and TensorFlow would wait for an hour, its lock on
-    # Python held: nothing else could end that.
-    with open(os.devnull, "w") as nowhere:
+    # Python held: only another process and C code can end that, and say so.
+    lost = f"{where.name(where.index)}: another worker ended while all joined: this one stops too; start all again"
+    command = ["sh", "-c", 'sleep "$0"; echo "$1" >&2', str(max(1, int(place.JOIN_SECONDS) - 2)), lost]
+    with open(os.devnull, "w") as nowhere, subprocess.Popen(command, start_new_session=True) as notice:
         faulthandler.dump_traceback_later(place.JOIN_SECONDS, exit=True, file=nowhere)
         try:
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
@@ -179,6 +181,7 @@ def join(where: Place) -> Cluster:
             raise UserError(f"cannot join the cluster: {str(error).splitlines()[0]}") from error
         finally:
             faulthandler.cancel_dump_traceback_later()
+            os.killpg(notice.pid, signal.SIGKILL)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # TensorFlow has put its own in place
     progress.say(f"cluster: {where.count} workers, {' '.join(where.addresses)}")

@@ -196,9 +196,7 @@ class MetaLearner:
         self._keep_state([next(moments) if value.shape.rank else value for value in self._inner.merged_state()])
         return self._apply(gradient, meta_step, before)
 
-    def _apply(
-        self, gradient: tf.Tensor, meta_step: tf.Tensor, before: list[tf.Tensor]
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def _apply(self, gradient: tf.Tensor, meta_step: tf.Tensor, before: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         """Lets the outer optimizer step, or takes everything back to `before` if anything is not finite."""
         self._outer.learning_rate.assign(meta_step)
         self._outer.apply([gradient], [self.phi])

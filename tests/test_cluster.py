@@ -1,6 +1,7 @@
 """Joining a cluster and losing its members: mistakes in TF_CONFIG, workers that hang or differ."""
 
 import json
+import re
 import signal
 import socket
 import threading
@@ -229,11 +230,10 @@ def test_workers_with_other_flags_are_refused(tmp_path):
 
 
 def test_divergence_stops_all_and_the_chief_explains(tmp_path):
-    """Stacked in one XLA program, too, and with a worker that has no task of its own."""
-    flags = ["--mode=stacked", "--meta-batch=1", "--meta-optimizer=sgd", "--meta-step=1e30", "--meta-step-final=1e30"]
+    """With a worker that has no task of its own."""
+    flags = ["--meta-batch=1", "--meta-optimizer=sgd", "--meta-step=1e30", "--meta-step-final=1e30"]
     processes, _ = cluster(2, *flags, f"--checkpoint={tmp_path}/run")
     chief, other = (ended(process, code=1) for process in processes)
-    stopped = "run_omniglot.py: the loss is not finite at meta-iteration "
-    assert chief[-1].startswith(stopped)
-    assert "training stops, none is saved" in chief[-1]
-    assert other == [f"{chief[-1].split(':')[0]}:{chief[-1].split(':')[1]}: it stops"]
+    stopped = r"run_omniglot.py: the loss is not finite at meta-iteration (\d+)"
+    at = re.match(rf"{stopped} \(nor is .*\): training stops, none is saved", chief[-1])[1]
+    assert re.fullmatch(rf"{stopped}: it stops", *other)[1] == at

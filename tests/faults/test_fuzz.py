@@ -21,7 +21,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from reptile_tf import cli, device, run
+from reptile_tf import benchmarks, cli, device
 from reptile_tf.data import ImageClasses, miniimagenet
 from reptile_tf.settings import ONLY, PRESETS, Settings
 
@@ -172,7 +172,7 @@ def test_anything_is_refused_in_one_line_or_trains(tmp_path, monkeypatch, eagerl
             patch.chdir(work)
             for load in ("omniglot.load_raw", "omniglot.load_tfds", "glyphs.load", "miniimagenet.load"):
                 patch.setattr(f"reptile_tf.data.{load}", lambda *_, **__: images)
-            patch.setattr(run, "OMNIGLOT_TRAINING_CHARACTERS", max(1, len(images) // 2))
+            patch.setattr(benchmarks, "OMNIGLOT_TRAINING_CHARACTERS", max(1, len(images) // 2))
             signal.alarm(SECONDS)
             try:
                 code = cli.main(["run.py", *arguments], "What it does.", benchmark)
