@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from workers import cluster, ended
+from workers import TINY, cluster, ended, start
 
 from reptile_tf import cli, device, place
 from reptile_tf.cluster import ALONE, Cluster, _lost
@@ -197,6 +197,17 @@ def wait_for(path, process):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_worker_lost_while_all_join_is_told_of(tmp_path):
+    """It answers, but TensorFlow would wait an hour for it to say more."""
+    silent, address = listening()
+    free, own = listening()
+    free.close()
+    with silent:
+        environment = {"TF_CONFIG": config([own, address]), "REPTILE_JOIN_SECONDS": "8"}
+        said = ended(start(["run_omniglot.py", *TINY, f"--checkpoint={tmp_path}/run"], **environment), code=1)
+    assert said[-1] == f"worker 0 ({own}): another worker ended while all joined: this one stops too; start all again"
 
 
 def test_a_stopped_worker_is_named_within_a_minute(tmp_path):
