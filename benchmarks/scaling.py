@@ -6,7 +6,8 @@ Both are processes of the same program, started together, and take turns, so tha
 speed drifts: while one measures the other waits. The last line is JSON. For each meta-batch: meta-iterations per second
 of both, their ratio (median over rounds and range), and of the two workers the bytes that each gives to the exchange
 of a meta-iteration, the milliseconds of an exchange alone (one after another, nothing else to do), and those that one
-takes in training, the wait for the slower worker included.
+takes in training, the wait for the slower worker included. Then exchanges alone of other sizes, by two and three
+workers.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -23,7 +25,7 @@ PRESET = ("omniglot", "omniglot-1shot-5way")
 
 
 def worker(meta_batch: int) -> None:
-    """One process: builds a learner, then answers each line "SECONDS" on its input with one line of JSON."""
+    """One process: builds a learner, then answers each line on its input, STEPS or "alone", with one line of JSON."""
     import numpy as np
     import tensorflow as tf
 
@@ -56,19 +58,29 @@ def worker(meta_batch: int) -> None:
     for i in range(3):
         learner.step(batches[i], 0.1)
     print("ready", flush=True)
-    vector = tf.zeros([sizes[-1] // 4]) if sizes else None
-    for line in sys.stdin:
+
+    def alone(floats: int) -> float:
+        """The median of 100 exchanges one after another, in milliseconds."""
+        vector = tf.zeros([floats])
         spent.clear()
-        if vector is not None:
-            for _ in range(50):
-                workers.sum(vector)
-        alone = float(np.median(spent)) * 1000 if spent else 0.0
+        for _ in range(100):
+            workers.sum(vector)
+        return round(float(np.median(spent)) * 1000, 2)
+
+    own = sizes[-1] if sizes else 0
+    for line in sys.stdin:
+        if line == "alone\n":
+            print(
+                json.dumps({floats: alone(floats) for floats in (1, 10_000, 113_221, own // 4, 1_000_000)}), flush=True
+            )
+            continue
+        alone_ms = alone(own // 4) if own else 0.0
         spent.clear()
         steps, began = int(line), time.perf_counter()
         for i in range(steps):
             learner.step(batches[i % 20], 0.1)
         seconds = time.perf_counter() - began
-        got = {"rate": steps / seconds, "alone_ms": alone, "bytes": sizes[-1] if sizes else 0}
+        got = {"rate": steps / seconds, "alone_ms": alone_ms, "bytes": own}
         print(json.dumps(got | {"ms": float(np.mean(spent)) * 1000 if spent else 0.0}), flush=True)
 
 
@@ -97,10 +109,10 @@ class Group:
             while process.stdout.readline() not in ("ready\n", ""):
                 pass
 
-    def measure(self, steps: int) -> list[dict[str, float]]:
-        """Each worker's figures over so many meta-iterations."""
+    def measure(self, what: int | str) -> list[dict[str, float]]:
+        """Each worker's figures: over so many meta-iterations, or of exchanges "alone"."""
         for process in self.processes:
-            print(steps, file=process.stdin, flush=True)
+            print(what, file=process.stdin, flush=True)
         return [json.loads(process.stdout.readline()) for process in self.processes]
 
     def end(self) -> None:
@@ -122,7 +134,7 @@ def main() -> None:
     if args.worker:
         worker(args.worker)
         return
-    summary = {"preset": PRESET[1], "rounds": args.rounds, "meta_batches": {}}
+    summary: dict[str, Any] = {"preset": PRESET[1], "rounds": args.rounds, "meta_batches": {}}
     for meta_batch in args.meta_batches:
         groups = {"one": Group(1, meta_batch), "two": Group(2, meta_batch)}
         steps = max(5, round(args.seconds * groups["one"].measure(5)[0]["rate"]))
@@ -149,6 +161,10 @@ def main() -> None:
             "exchange_in_training_ms": round(statistics.median(one["ms"] for one in of_two), 2),
             "exchange_bytes": rounds[0]["two"][0]["bytes"],
         }
+    for count in (2, 3):
+        group = Group(count, count)
+        summary[f"exchange_alone_ms_of_{count}_workers_by_floats"] = group.measure("alone")[0]
+        group.end()
     print(json.dumps(summary))
 
 
