@@ -48,7 +48,7 @@ class RunFolder:
     """A folder with config.json, checkpoint-ITERATION.npz and a run's results.
 
     Args:
-      path: made by `claim` if it does not exist.
+      path: made by `claimed` if it does not exist.
     """
 
     def __init__(self, path: str | pathlib.Path):
@@ -57,7 +57,7 @@ class RunFolder:
         self._text = ""  # the configuration, once claimed, for the checkpoints' copies
 
     def config(self) -> dict[str, Any]:
-        """What `claim` wrote: {"benchmark": name, "settings": {…}, "split": {set of classes: [names]}}.
+        """What `claimed` wrote: {"benchmark": name, "settings": {…}, "split": {set of classes: [names]}}.
 
         A damaged or missing file is read from the newest whole checkpoint instead, with a warning.
 
@@ -65,7 +65,7 @@ class RunFolder:
           UserError: there is none, or it cannot be read.
         """
         try:
-            return _config(self._config_path.read_text())
+            return _config(self._config_path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             wrong = "it is missing"
         except (OSError, ValueError) as error:
@@ -77,32 +77,17 @@ class RunFolder:
                 return config
         raise UserError(f"no run in {self.path}: cannot read config.json ({wrong}); name its folder with --checkpoint")
 
-    def claim(self, config: dict[str, Any]) -> None:
-        """Makes the folder this run's, or finds that it already is.
-
-        Raises:
-          UserError: it is another run's, holds something else, or cannot be written to.
-        """
-        if self._is_a_runs():
-            differences = _differences(self.config(), config)
-            if differences:
-                raise UserError(
-                    f"{self.path} holds a run with other settings: {'; '.join(differences)}. "
-                    "Choose another --checkpoint, or the same settings to go on with it"
-                )
-        self._text = files.sealed(config)
-        if not self._config_path.exists() or self._config_path.read_bytes() != self._text.encode():
-            files.write_text(self._config_path, self._text)
-
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps other processes from training here, once claimed, and removes what a killed one left half written.
+    def claimed(self, config: dict[str, Any]) -> Iterator[None]:
+        """Makes the folder this run's, or finds that it already is, and keeps other processes from training here.
 
-        A lock ends with its process, however that ends.
+        What a killed process left half written is removed. The lock ends with its process, however that ends.
 
         Raises:
-          UserError: another process has it, or there can be none.
+          UserError: it is another run's, holds something else, cannot be written to, or another process has it.
         """
+        self._check(config)  # before there is anything in it
+        before = self._config_bytes()
         try:
             lock = open(self.path / LOCK, "a+")  # noqa: SIM115  (the body's errors are not this file's)
         except OSError as error:
@@ -118,15 +103,32 @@ class RunFolder:
                 ) from error
             except OSError as error:
                 raise UserError(f"cannot lock {lock.name}: {error.strerror}; choose another --checkpoint") from error
+            if self._config_bytes() != before:  # another process has claimed it meanwhile
+                self._check(config)
             lock.truncate(0)
             print(f"process {os.getpid()} on {os.uname().nodename}", file=lock, flush=True)
             for path in filter(files.is_leftover, self.path.iterdir()):
                 if not path.name.startswith(".evaluation-"):  # which is written without the lock
                     path.unlink(missing_ok=True)
+            self._text = files.sealed(config)
+            if self._config_bytes() != self._text.encode():
+                files.write_text(self._config_path, self._text)
             yield
 
+    def _config_bytes(self) -> bytes:
+        return self._config_path.read_bytes() if self._config_path.exists() else b""
+
+    def _check(self, config: dict[str, Any]) -> None:
+        """Raises UserError if the folder is another run's, or not to be used for one."""
+        differences = _differences(self.config(), config) if self._is_a_runs() else []
+        if differences:
+            raise UserError(
+                f"{self.path} holds a run with other settings: {'; '.join(differences)}. "
+                "Choose another --checkpoint, or the same settings to go on with it"
+            )
+
     def _is_a_runs(self) -> bool:
-        """Whether the folder, which is made if it does not exist, holds a run already; raises UserError as `claim`."""
+        """Whether the folder, made if it does not exist, holds a run already; raises UserError as `claimed`."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             found = sorted(p.name for p in self.path.iterdir() if p.name != LOCK and not files.is_leftover(p))
@@ -157,7 +159,8 @@ class RunFolder:
         body = content.getvalue()[:-_DIGEST]
         with files.replacing(self._checkpoint_path(checkpoint.iteration)) as part:
             part.write_bytes(body + hashlib.sha256(body).hexdigest().encode())
-        for old in self.iterations()[:-KEEP]:
+        # Newer ones are damaged, or the run would have gone on from there.
+        for old in [i for i in self.iterations() if i <= checkpoint.iteration][:-KEEP]:
             self._checkpoint_path(old).unlink(missing_ok=True)
 
     def load(self) -> Checkpoint | None:
@@ -207,12 +210,12 @@ def _read(path: pathlib.Path) -> tuple[Checkpoint, str]:
             state = {n.removeprefix("state/"): arrays[n] for n in arrays.files if n.startswith("state/")}
             one = Checkpoint(int(arrays["iteration"]), float(arrays["seconds"]), state, arrays["history"])
             return one, arrays["config"].tobytes().decode()
-    except files.NPZ_ERRORS as error:
+    except Exception as error:  # zipfile and NumPy let many kinds out when the bytes are not those of a sound .npz
         raise ValueError(f"it is no checkpoint of this version: {error}") from error
 
 
 def _config(text: str) -> dict[str, Any]:
-    """The configuration in a text that `claim` wrote; raises ValueError if it is none, or damaged."""
+    """The configuration in a text that `claimed` wrote; raises ValueError if it is none, or damaged."""
     config = files.unsealed(text)
     if missing := {"benchmark", "settings", "split"} - config.keys():
         raise ValueError(f"it says nothing of {', '.join(sorted(missing))}")

@@ -6,16 +6,12 @@ import json
 import os
 import pathlib
 import re
-import zipfile
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from reptile_tf.errors import UserError
-
-# What np.load raises, with allow_pickle off, when the bytes are not those of a sound .npz.
-NPZ_ERRORS = (OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile)
 
 _BLOCK = 16 << 20  # bytes
 
@@ -56,13 +52,14 @@ def is_leftover(path: pathlib.Path) -> bool:
 def write_text(path: pathlib.Path, text: str) -> None:
     """Replaces the file at `path` by `text` (UTF-8), whole or not at all; raises WriteError as `replacing` does."""
     with replacing(path) as part:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
 
 
 def new_array(path: pathlib.Path, shape: tuple[int, ...]) -> np.memmap:
     """A new .npy file of zeros, uint8, mapped into memory; raises OSError if there is no space for it.
 
-    The zeros are written, since a map over space that is not there would kill the process once the disk is full.
+    The zeros are written, since a map over space that is not there would kill the process once the disk is full. (File
+    systems that compress or copy on write may still not have it.)
     """
     array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
     with open(path, "rb+") as file:
@@ -82,7 +79,7 @@ def unsealed(text: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
         whole = content.pop("sha256") == _digest(content)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:
         raise ValueError("it is damaged, or of an earlier version")

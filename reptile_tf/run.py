@@ -87,8 +87,9 @@ def _run(
         model = benchmark.network(settings.classes, settings.filters)
         train.check_fit(model, images.images.shape[1:], settings.classes)
         if workers.is_chief:
-            _claim(folder, sets, settings, benchmark)
-            held.enter_context(folder.locked())
+            split = {part: list(classes.names) for part, classes in sets.items()}
+            config = {"benchmark": benchmark.name, "settings": settings.determining_weights(), "split": split}
+            held.enter_context(folder.claimed(config))
         say(f"training; checkpoints and TensorBoard events go to {folder.path}")
         sets["train"] = benchmark.for_training(sets["train"])
         held_out = sets[benchmark.held_out]
@@ -171,12 +172,6 @@ def _check_enough(sets: Sets, settings: Settings) -> None:
     for classes in sets.values():
         tasks.check_enough(classes, settings.classes, settings.shots + 1, "evaluation")
     tasks.check_enough(sets["train"], settings.classes, settings.images_per_class, "training")
-
-
-def _claim(folder: RunFolder, sets: Sets, settings: Settings, benchmark: Benchmark) -> None:
-    """Makes the folder this run's, once nothing is left that could keep the run from starting."""
-    split = {name: list(classes.names) for name, classes in sets.items()}
-    folder.claim({"benchmark": benchmark.name, "settings": settings.determining_weights(), "split": split})
 
 
 def _of_network_in(

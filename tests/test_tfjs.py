@@ -13,6 +13,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from claims import claim
 from conftest import DEMO, in_node, relative
 
 from reptile_tf import (
@@ -43,7 +44,7 @@ on_omniglot = pytest.mark.skipif("OMNIGLOT_DIR" not in os.environ, reason="needs
 def trained(tmp_path_factory, glyphs):
     """The folder of a short run on glyphs."""
     folder, settings = RunFolder(tmp_path_factory.mktemp("tfjs") / "run"), Settings(**TINY)
-    folder.claim({"benchmark": "omniglot", "settings": settings.determining_weights(), "split": {}})
+    claim(folder, {"benchmark": "omniglot", "settings": settings.determining_weights(), "split": {}})
     keras.utils.set_random_seed(0)
     meta_train(models.omniglot(3, 4), glyphs, settings, folder=folder)
     return folder.path

@@ -7,6 +7,7 @@ import signal
 import keras
 import numpy as np
 import pytest
+from claims import claim
 
 from reptile_tf import train
 from reptile_tf.checkpoint import KEEP, RunFolder
@@ -56,7 +57,7 @@ def whole(small_model, glyphs, tmp_path_factory):
 
 
 def claimed(folder):
-    RunFolder(folder).claim({"benchmark": "test", "settings": {}, "split": {}})
+    claim(RunFolder(folder), {"benchmark": "test", "settings": {}, "split": {}})
     return folder
 
 
@@ -176,36 +177,36 @@ CONFIG = {
 
 def test_a_folder_with_other_settings_is_refused_with_the_differences(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    folder.claim(CONFIG)
-    folder.claim(CONFIG)
+    claim(folder, CONFIG)
+    claim(folder, CONFIG)
     before = (folder.path / "config.json").read_bytes()
     other = CONFIG | {"settings": {"classes": 20, "inner_iters": 20}}
     with pytest.raises(UserError, match=r"other settings: --classes 5 there, 20 here\. Choose another"):
-        folder.claim(other)
+        claim(folder, other)
     with pytest.raises(UserError, match="other classes"):
-        folder.claim(CONFIG | {"split": {"train": ["b"], "test": ["a"]}})
+        claim(folder, CONFIG | {"split": {"train": ["b"], "test": ["a"]}})
     assert (folder.path / "config.json").read_bytes() == before
 
 
 def test_settings_that_are_newer_than_a_run_had_their_defaults(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    folder.claim(CONFIG)
-    folder.claim(CONFIG | {"settings": CONFIG["settings"] | {"gradients": ""}})
+    claim(folder, CONFIG)
+    claim(folder, CONFIG | {"settings": CONFIG["settings"] | {"gradients": ""}})
     with pytest.raises(UserError, match="--maml False there, True here"):
-        folder.claim(CONFIG | {"settings": CONFIG["settings"] | {"maml": True}})
+        claim(folder, CONFIG | {"settings": CONFIG["settings"] | {"maml": True}})
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="not a run's folder .it holds thesis.tex"):
-        RunFolder(tmp_path).claim(CONFIG)
+        claim(RunFolder(tmp_path), CONFIG)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot use .*file/run as --checkpoint"):
-        RunFolder(tmp_path / "file" / "run").claim(CONFIG)
+        claim(RunFolder(tmp_path / "file" / "run"), CONFIG)
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):

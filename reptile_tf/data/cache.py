@@ -5,6 +5,7 @@ All processes of a machine share them, and nothing is read that no task asks for
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -85,10 +86,10 @@ def prepared(
     Raises:
       UserError: the store cannot be written, or there is no space for it; or what `decode` raises.
     """
-    found = _read(manifest, key, verify)
+    found = _read(manifest, key, shape, verify)
     if found is None:
         with _alone(manifest) as waited:
-            found = _read(manifest, key, verify) if waited else None
+            found = _read(manifest, key, shape, verify) if waited else None
             if found is None:
                 try:
                     _write(manifest, key, shape, decode)
@@ -98,32 +99,34 @@ def prepared(
                     say(f"warning: every start will decode the images anew: {error}")
                     images = np.empty(shape, np.uint8)
                     return Prepared(images, *decode(images))
-                found = _read(manifest, key, verify=False)
+                found = _read(manifest, key, shape, verify=False)
     if found is None:
         raise UserError(f"{manifest} was changed by something else as soon as it was written; run this again")
     return found
 
 
-def _read(manifest: pathlib.Path, key: str, verify: bool) -> Prepared | None:
+def _read(manifest: pathlib.Path, key: str, shape: tuple[int, ...], verify: bool) -> Prepared | None:
     """What is stored if it was made under `key` and is whole."""
     try:
-        stored = files.unsealed(manifest.read_text())
+        stored = files.unsealed(manifest.read_text(encoding="utf-8"))
         if stored["key"] != key:
             say(f"the images in {manifest.parent} have changed: preparing them again")
             return None
         images = np.load(_images_path(manifest, key), mmap_mode="r", allow_pickle=False)
         count = sum(stored["counts"].values())
-        if images.dtype != np.uint8 or images.ndim != 4 or len(images) < count:
-            raise ValueError(f"it is of {count} images, and there is {images.dtype} {images.shape}")
+        if images.dtype != np.uint8 or images.shape != shape or count > len(images):
+            raise ValueError(f"{count} images of {shape} should be there, and {images.dtype} {images.shape} is")
         if verify and hashlib.sha256(images).hexdigest() != stored["images sha256"]:
             raise ValueError("the images' checksum is wrong")
+        # np.asarray: a plain array on the same map, so that what is indexed out of it is one, too.
+        return Prepared(np.asarray(images[:count]), stored["counts"], stored["skipped"])
     except FileNotFoundError:
         return None
-    except (*files.NPZ_ERRORS, TypeError) as error:
+    except Exception as error:  # NumPy lets many kinds out when the bytes are not those of a sound .npy
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.EACCES):
+            raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
         say(f"warning: {manifest} or its images are damaged ({error}): preparing them again")
         return None
-    # np.asarray: a plain array on the same map, so that what is indexed out of it is one, too.
-    return Prepared(np.asarray(images[:count]), stored["counts"], stored["skipped"])
 
 
 def _write(manifest: pathlib.Path, key: str, shape: tuple[int, ...], decode: Callable) -> None:
@@ -135,7 +138,11 @@ def _write(manifest: pathlib.Path, key: str, shape: tuple[int, ...], decode: Cal
         digest = hashlib.sha256(images).hexdigest()
         del images
     stored = {"key": key, "images sha256": digest, "counts": counts, "skipped": skipped}
-    files.write_text(manifest, files.sealed(stored))
+    try:
+        files.write_text(manifest, files.sealed(stored))
+    except files.WriteError:
+        store.unlink()  # without a manifest it is none, and would take the next one's space
+        raise
     for old in manifest.parent.glob(f"{manifest.stem}-*.npy"):
         if old != store:
             old.unlink(missing_ok=True)
@@ -151,18 +158,21 @@ def _alone(manifest: pathlib.Path) -> Iterator[bool]:
 
     Yields whether it had to wait.
     """
-    folder = os.open(manifest.parent, os.O_RDONLY)
     try:
+        # A file that is written to, since network file systems lock no others for all hosts.
+        lock = open(manifest.with_name(f".{manifest.stem}.lock"), "a")  # noqa: SIM115  (the body's errors are not its)
+    except OSError:  # nothing can be written here, as `_write` will say
+        yield False
+        return
+    with lock:
         waited = False
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             waited = True
             say(f"another process prepares the images in {manifest.parent}: waiting for it")
-            fcntl.flock(folder, fcntl.LOCK_EX)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         for path in manifest.parent.glob(f".{manifest.stem}*"):
             if files.is_leftover(path):
                 path.unlink(missing_ok=True)
         yield waited
-    finally:
-        os.close(folder)

@@ -17,6 +17,10 @@ _MODES = {1: "L", 3: "RGB"}
 RESAMPLING = Image.Resampling.NEAREST  # the paper's: the default of the Pillow that its code was run with
 
 
+class UnreadableError(UserError):
+    """A file that could not be read at all; it may be an image."""
+
+
 def load(path: str | os.PathLike, size: int = 84, channels: int = 3) -> ImageClasses:
     """Loads `path/CLASS/IMAGE`, classes and images in the order of their names; classes may differ in size.
 
@@ -78,14 +82,14 @@ def decode(
       The indices of the files that are no images, in order.
 
     Raises:
-      UserError: one is no image (unless they are skipped).
+      UserError: one is no image (unless they are skipped), or cannot be read.
     """
 
     def read(index: int) -> bool:
         try:
             images[index] = _read(files[index], *images.shape[2:])
-        except UserError:
-            if not skip_bad_images:
+        except UserError as error:
+            if not skip_bad_images or isinstance(error, UnreadableError):
                 raise
             return False
         return True
@@ -112,4 +116,6 @@ def _read(file: os.DirEntry, size: int, channels: int) -> np.ndarray:
             small = image.resize((size, size), RESAMPLING)
             return np.asarray(small.convert(_MODES[channels])).reshape(size, size, channels)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all of Pillow's ways to say it
+        if isinstance(error, OSError) and error.errno:  # the machine's, which says nothing of the image
+            raise UnreadableError(f"cannot read {file.path}: {error.strerror}; put that right") from error
         raise UserError(f"cannot read {file.path} as an image ({error}); replace or remove it") from error

@@ -237,4 +237,6 @@ def _decode_png(png: bytes | os.DirEntry, name: str, way_out: str) -> np.ndarray
             return np.asarray(image.convert("1"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all of them Pillow's
         file = f"a drawing of {name}" if isinstance(png, bytes) else png.path
+        if isinstance(error, OSError) and error.errno:  # the machine's, which says nothing of the drawing
+            raise UserError(f"cannot read {file}: {error.strerror}; put that right") from error
         raise UserError(f"cannot read {file} ({error}); {way_out}") from error

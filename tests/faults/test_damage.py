@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from claims import claim
 
 from reptile_tf import Settings, UserError, meta_train
 from reptile_tf.checkpoint import RunFolder
@@ -18,7 +19,7 @@ CONFIG = {"benchmark": "test", "settings": {"classes": 3}, "split": {"train": ["
 def whole(small_model, glyphs, tmp_path_factory):
     """The folder of a finished run, with checkpoints of 8 and 11 meta-iterations, and its state."""
     folder = RunFolder(tmp_path_factory.mktemp("whole") / "run")
-    folder.claim(CONFIG)
+    claim(folder, CONFIG)
     return folder.path, meta_train(small_model(), glyphs, SETTINGS, folder=folder).state()
 
 
@@ -67,12 +68,12 @@ def test_the_configuration_is_read_from_a_checkpoint(damage, run, capsys):
         path.unlink()
     assert run.config() == CONFIG
     assert f"warning: cannot read {path}" in capsys.readouterr().out
-    run.claim(CONFIG)  # as the same command does
+    claim(run, CONFIG)  # as the same command does
     assert path.read_bytes() == before
 
 
 def test_checkpoints_do_not_copy_a_configuration_that_was_damaged_meanwhile(run):
-    run.claim(CONFIG)
+    claim(run, CONFIG)
     (run.path / "config.json").write_bytes(b"\xff{")
     for iteration in (12, 13, 14):
         run.save(run.load()._replace(iteration=iteration))

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from claims import claim
 
 from reptile_tf import MetaLearner, Settings, UserError, meta_test, meta_train, tasks
 from reptile_tf.checkpoint import RunFolder
@@ -83,14 +84,14 @@ def test_moments_that_overflow_are_noticed_though_the_weights_are_finite(small_m
 @pytest.mark.parametrize("flags", [{"sgd": True, "learning_rate": 1e30}, {"meta_step": 1e38, "meta_step_final": 1e38}])
 def test_weights_that_explode_stop_the_run_and_the_last_good_state_is_kept(small_model, glyphs, tmp_path, flags):
     folder = RunFolder(tmp_path / "run")
-    folder.claim(CONFIG)
+    claim(folder, CONFIG)
     model = small_model()
     good = dataclasses.replace(SETTINGS, meta_iters=4)
     kept = meta_train(model, glyphs, good, folder=folder).state()
     bad = dataclasses.replace(SETTINGS, **flags)
     if "sgd" in flags:  # the state of another inner optimizer does not fit: from the beginning
         folder = RunFolder(tmp_path / "other")
-        folder.claim(CONFIG)
+        claim(folder, CONFIG)
         kept = None
     with pytest.raises(UserError, match=r"the loss is not finite at meta-iteration \d+ \(nor is .*\): training stops"):
         meta_train(model, glyphs, bad, folder=folder)

@@ -25,9 +25,9 @@ def trained(folder: pathlib.Path) -> pathlib.Path:
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
-    """All files below a folder but TensorBoard's and the lock."""
+    """All files below a folder but TensorBoard's and locks."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != "events")
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.name != ".lock"}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if not path.name.endswith(".lock")}
 
 
 def leftovers(folder: pathlib.Path) -> list[pathlib.Path]:
