@@ -70,7 +70,7 @@ class Network:
         # Moving averages and the like: read by no forward pass in training mode, and never changed.
         self._untrained = [v.numpy() for v in model.non_trainable_variables]
         self.size = sum(self._sizes)
-        self._ways: dict[tuple[int, ...], int] = {}  # outputs, by the shape of an input
+        self._ways = 0  # how many outputs, once they have been counted
 
     def check_labels(self, x: tuple[int, ...], y: np.ndarray) -> None:
         """Raises ValueError for labels that the cross-entropy would make nothing of; other losses take any target.
@@ -81,13 +81,13 @@ class Network:
         """
         if self._loss is not cross_entropy:
             return
-        if x not in self._ways:
-            self._ways[x] = self._apply(tf.zeros([self.size], self.dtype), tf.zeros([1, *x]))[0].shape[-1]
+        if not self._ways:
+            self._ways = self._apply(tf.zeros([self.size], self.dtype), tf.zeros([1, *x]))[0].shape[-1]
         low, high = np.min(y), np.max(y)
-        if low < 0 or high >= self._ways[x]:
+        if low < 0 or high >= self._ways:
             raise ValueError(
-                f"labels must be from 0 to {self._ways[x] - 1}, as the network has {self._ways[x]} outputs: these go "
-                f"from {low} to {high}"
+                f"labels must be from 0 to {self._ways - 1}, as the network has {self._ways} outputs: these go from "
+                f"{low} to {high}"
             )
 
     def flatten(self, weights: Sequence[np.ndarray | tf.Tensor]) -> tf.Tensor:

@@ -159,7 +159,7 @@ class MetaLearner:
           The norm of the meta-gradient; the same on all workers.
 
         Raises:
-          NotFiniteError: a loss, a weight or a moment is infinite or not a number. The learner stays as it was.
+          NotFiniteError: the meta-gradient, a weight or a moment is not finite. The learner stays as it was.
           ValueError: a label that the network has no output for; several workers, but tasks are to run in turn.
           UserError: another worker is gone.
         """

@@ -181,7 +181,7 @@ def _of_network_in(
     if config["benchmark"] != benchmark.name:
         raise UserError(f"{folder.path} holds a network for {config['benchmark']}, not for {benchmark.name}")
     trained = config["settings"]
-    wrong = [name for name in OF_THE_NETWORK if name in chosen and getattr(settings, name) != trained[name]]
+    wrong = [n for n in OF_THE_NETWORK if n in chosen and getattr(settings, n) != trained.get(n, getattr(settings, n))]
     if wrong:
         asked = ", ".join(f"{flag(name)} {getattr(settings, name)} (it has {trained[name]})" for name in wrong)
         raise UserError(f"{folder.path} holds another network than asked for: {asked}; leave these flags out")

@@ -5,7 +5,6 @@ Nothing here imports TensorFlow, so that `--help` and a mistyped flag answer at 
 
 import dataclasses
 import re
-import sys
 from typing import Any
 
 # Groups of settings. The first three determine the weights: a run resumes only if all of them are as they were.
@@ -20,7 +19,7 @@ class SettingsError(ValueError):
 
 # Upper bounds where more would never end or fit no memory, far above what anybody needs; elsewhere 64 bits are enough.
 MOST_SAMPLES = 10**7
-MOST = {int: 2**63 - 1, float: sys.float_info.max}
+MOST = {int: 2**63 - 1, float: 3.4e38}  # of float32
 
 
 def _setting(default: Any, group: str, help: str, choices: tuple[str, ...] = (), **bounds: float) -> Any:

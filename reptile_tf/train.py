@@ -22,7 +22,7 @@ from reptile_tf.settings import Settings
 
 # The running accuracy is that of so many tasks of the latest looks.
 RUNNING_TASKS = 100
-_NOT_FINITE = "the loss is not finite at meta-iteration"
+_NOT_FINITE = "numbers are not finite at meta-iteration"
 
 
 class Interrupted(Exception):
@@ -65,9 +65,9 @@ def meta_train(
     folder = folder if cluster.is_chief else None
     tasks.check_enough(classes, settings.classes, settings.images_per_class, "training")
     check_fit(model, classes.images.shape[1:], settings.classes)
-    if same := classes.without_variety():
-        which = f"class {same[0]}" if len(same) == 1 else f"{len(same)} classes"
-        say(f"warning: all images of {which} are the same{': ' * (len(same) > 1)}{', '.join(same[:3])}")
+    for part in filter(None, (classes, held_out)):
+        if same := part.without_variety():
+            say(f"warning: all images of a class are the same in {len(same)} of {len(part)}, such as {same[0]}")
     if folder is not None:
         checkpoint = folder.load()
     if checkpoint is None:
@@ -203,13 +203,14 @@ def _train(
         raise Interrupted(stopping, done)
 
 
-def _diverged(error: NotFiniteError, iteration: int, folder: RunFolder | None) -> str:
-    kept = folder.iterations() if folder is not None else []
+def _diverged(error: NotFiniteError, done: int, folder: RunFolder | None) -> str:
+    # Not the state at hand: it is finite, but may have run away already.
+    kept = [i for i in folder.iterations() if i <= done] if folder is not None else []
     last = (
         f"the last good checkpoint, of meta-iteration {kept[-1]}, is kept in {folder.path}" if kept else "none is saved"
     )
     return (
-        f"{_NOT_FINITE} {iteration + 1} (nor is {', '.join(error.args[0])}): training stops, {last}; "
+        f"{_NOT_FINITE} {done + 1} ({', '.join(error.args[0])}): training stops, {last}; "
         "lower --learning-rate or --meta-step"
     )
 

@@ -1,5 +1,8 @@
 """Photographs in class folders: every kind of file, the order, the resize, and what the user hears of mistakes."""
 
+import os
+import resource
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -77,3 +80,20 @@ def test_an_image_that_cannot_be_read_is_named(photographs, harm):
 def test_two_channels_are_no_image_format(tmp_path):
     with pytest.raises(ValueError, match="1 or 3, not 2"):
         folder.load(tmp_path, channels=2)
+
+
+def test_what_hinders_reading_is_no_bad_image(photographs):
+    """A lack of handles must not leave images out for good."""
+    classes = folder.scan(photographs)
+    files = [file for found in classes.values() for file in found]
+    images = np.empty((len(files), 8, 8, 3), np.uint8)
+    handle = os.open(os.devnull, os.O_RDONLY)
+    os.close(handle)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (handle, hard))
+    try:
+        with pytest.raises(UserError, match="Too many open files"):
+            folder.decode(files, images, skip_bad_images=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert folder.decode(files, images, skip_bad_images=True) == []

@@ -141,6 +141,18 @@ def test_a_damaged_store_is_made_anew_with_a_warning(data_dir, harm, file, capsy
     assert not capsys.readouterr().out
 
 
+def test_no_flipped_bit_of_the_images_header_goes_unnoticed(data_dir, capsys):
+    before = omniglot.load_raw(data_dir).images.copy()
+    path = stored(data_dir)["images"]
+    whole = path.read_bytes()
+    for bit in range(0, 8 * 128, 3):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        np.testing.assert_array_equal(omniglot.load_raw(data_dir).images, before)
+    assert capsys.readouterr().out.count("are damaged") > 300
+
+
 def test_a_folder_that_cannot_be_written_to_costs_one_warning(data_dir, monkeypatch, capsys):
     expected = omniglot.load_raw(data_dir).images
     for path in stored(data_dir).values():

@@ -110,9 +110,7 @@ def test_divergence_stops_and_names_the_last_good_checkpoint(small_model, glyphs
     folder = claimed(tmp_path / "run")
     schedule = Settings.schedule
     monkeypatch.setattr(Settings, "schedule", lambda self, i: np.inf if i == 5 else schedule(self, i))
-    with pytest.raises(
-        UserError, match="not finite at meta-iteration 6.*last good checkpoint, of meta-iteration 4, is"
-    ):
+    with pytest.raises(UserError, match="at meta-iteration 6 .*good checkpoint, of meta-iteration 4, is"):
         run(small_model, glyphs, folder)
     kept = RunFolder(folder).load()
     assert kept.iteration == 4

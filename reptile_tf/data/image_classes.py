@@ -48,14 +48,15 @@ class ImageClasses:
         return np.rot90(images, self.turns[index], axes=(1, 2)) if self.turns else images
 
     def without_variety(self) -> list[str]:
-        """The names of classes of several images that are all the same."""
+        """The names of classes of several images that are all the same; of a class and its rotations, the class's."""
 
         def alike(index: int) -> bool:
             images = self.of_class(index)
             # The second first: nearly always it differs, and images that are mapped need not be read.
             return len(images) > 1 and np.array_equal(images[0], images[1]) and bool((images == images[0]).all())
 
-        return [name for index, name in enumerate(self.names) if alike(index)]
+        upright = [index for index in range(len(self)) if not (self.turns and self.turns[index])]
+        return [self.names[index] for index in upright if alike(index)]
 
     def subset(self, indices: np.ndarray) -> "ImageClasses":
         """The classes at `indices` (int [class]), in that order; the images are shared, not copied."""

@@ -1,10 +1,14 @@
 """Damaged files of a run: noticed, named, passed over."""
 
+import fcntl
+import json
 import shutil
 
+import keras
 import numpy as np
 import pytest
 from claims import claim
+from tools import TINY, trained
 
 from reptile_tf import Settings, UserError, meta_train
 from reptile_tf.checkpoint import RunFolder
@@ -102,3 +106,45 @@ def test_with_no_whole_checkpoint_it_says_so(run, small_model, glyphs):
         meta_train(small_model(), glyphs, SETTINGS, folder=run)
     assert "\n" not in str(caught.value)
     assert {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()} == before
+
+
+def test_a_checkpoint_restored_from_a_copy_is_not_crowded_out_by_newer_damaged_ones(run, whole):
+    checkpoint = run.load()
+    for path in run.path.glob("checkpoint-*.npz"):
+        path.write_bytes(b"damaged")
+    with run.claimed(CONFIG):
+        for iteration in (1, 2, 3):  # where the run is again
+            run.save(checkpoint._replace(iteration=iteration))
+            assert run.load().iteration == iteration
+    assert run.iterations() == [2, 3, 8, 11]
+
+
+def test_of_two_that_claim_a_folder_at_once_one_is_refused(tmp_path, monkeypatch):
+    """Both find it empty; the other's settings are written before this one has the lock."""
+    ours, theirs = RunFolder(tmp_path / "run"), CONFIG | {"settings": {"classes": 4}}
+    flock, calls = fcntl.flock, []
+
+    def late(*arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            claim(RunFolder(tmp_path / "run"), theirs)
+        flock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(UserError, match="--classes 4 there, 3 here"):
+        claim(ours, CONFIG)
+    assert ours.config() == theirs
+
+
+def test_what_is_no_longer_read_may_be_damaged(main, tmp_path):
+    """Results, model, pictures and events: the same command makes them anew."""
+    folder = trained(tmp_path / "run")
+    others = [path for path in folder.iterdir() if path.is_file() and path.suffix not in (".npz", "")]
+    others = [path for path in others if path.name != "config.json"]
+    assert len(others) == 4
+    for path in others:
+        path.write_bytes(path.read_bytes()[:50])
+    assert main(*TINY, f"--checkpoint={folder}") == (0, "")
+    assert all(path.stat().st_size > 50 for path in others)
+    keras.models.load_model(folder / "model.keras")
+    assert json.loads((folder / "results.json").read_text())["meta_iterations"] == 40

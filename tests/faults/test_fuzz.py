@@ -196,7 +196,7 @@ def test_anything_is_refused_in_one_line_or_trains(tmp_path, monkeypatch, eagerl
             assert code in (1, 2)
             assert error.startswith("run.py: ")
             assert len(error.splitlines()) == 1
-            assert not left or "the loss is not finite" in error
+            assert not left or "numbers are not finite" in error
         outcomes[code] += 1
 
     print(f"FAULTS_SEED={SEED}")  # shown where it fails
@@ -205,5 +205,5 @@ def test_anything_is_refused_in_one_line_or_trains(tmp_path, monkeypatch, eagerl
     counts = f"{outcomes[0]} trained, {outcomes[2]} refused for flags, {outcomes[1]} for data"
     record_property("counts", f"{counts}, in {time.monotonic() - began:.0f} s (FAULTS_SEED={SEED})")
     assert outcomes[0] >= max(1, EXAMPLES // 40)
-    assert outcomes[1] >= EXAMPLES // 100
+    assert outcomes[1] >= EXAMPLES // 100  # few are too few to expect any
     assert outcomes[2] >= EXAMPLES // 10

@@ -42,21 +42,34 @@ def newest(folder):
     return max(RunFolder(folder).iterations(), default=0)
 
 
-def wait_for(folder, iteration, process, writing=False):
-    """Until a checkpoint of so many meta-iterations is there, or (`writing`) the next one half written.
+def wait_for(folder, iteration, process, condition=lambda: True):
+    """Until a checkpoint of so many meta-iterations is there, and `condition` holds.
 
     Kills a process that takes two minutes for it.
     """
     deadline = time.monotonic() + 120
-    while newest(folder) < iteration or (writing and not half_written(folder)):
+    while newest(folder) < iteration or not condition():
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
             pytest.fail(process.communicate()[0])
-        time.sleep(0 if writing else 0.001)
+        time.sleep(0.001)
 
 
-def half_written(folder):
-    return [name for name in os.listdir(folder) if name.startswith(".checkpoint")]
+def unfinished(folder):
+    """Whether a checkpoint has been begun and not put in place."""
+    return any(name.startswith(".checkpoint") for name in os.listdir(folder))
+
+
+def stopped_in_writing(folder, process):
+    """Stops the process if a checkpoint is unfinished; whether it is then."""
+    if not unfinished(folder):
+        return False
+    process.send_signal(signal.SIGSTOP)
+    os.waitpid(process.pid, os.WUNTRACED)
+    if not unfinished(folder):  # it has just been finished
+        process.send_signal(signal.SIGCONT)
+        return False
+    return True
 
 
 def ended(process):
@@ -68,45 +81,51 @@ def ended(process):
 def test_killed_at_random_moments_training_ends_with_the_same_weights(tmp_path, record_property):
     """It always resumes, loses one checkpoint interval at most, and never needs a hand.
 
-    Every other kill comes as soon as a checkpoint is being written.
+    Every other kill comes while a checkpoint is being written.
     """
+    print(f"FAULTS_SEED={SEED}")
     meta_iters = SAVE_INTERVAL * 10 * (KILLS + 2)
     rng, folder = np.random.default_rng(SEED), tmp_path / "killed"
     in_writing = 0
     for kill in range(KILLS):
         process, before = start(folder, meta_iters), newest(folder)
-        wait_for(folder, before + SAVE_INTERVAL * int(rng.integers(1, 9)), process, writing=kill % 2 == 0)
+        iteration = before + SAVE_INTERVAL * int(rng.integers(1, 9))
         if kill % 2:
+            wait_for(folder, iteration, process)
             time.sleep(rng.uniform(0, 0.05))
+        else:
+            wait_for(folder, iteration, process, lambda p=process: stopped_in_writing(folder, p))
         process.send_signal(signal.SIGKILL)
         output, _ = process.communicate(timeout=60)
-        in_writing += bool(half_written(folder))
+        in_writing += unfinished(folder)
         resumed = re.search(r"going on from meta-iteration (\d+)", output)
         assert (int(resumed[1]) if resumed else 0) == before, f"kill {kill}: {output}"
     ended(start(folder, meta_iters))
     ended(start(tmp_path / "undisturbed", meta_iters))
-    record_property("counts", f"{KILLS} kills, {in_writing} with a checkpoint half written (FAULTS_SEED={SEED})")
-    assert in_writing > 0
+    record_property("counts", f"{KILLS} kills, {in_writing} with a checkpoint unfinished (FAULTS_SEED={SEED})")
+    assert in_writing >= KILLS // 2
     states = [RunFolder(path).load().state for path in (folder, tmp_path / "undisturbed")]
     for name, value in states[1].items():
         np.testing.assert_array_equal(states[0][name], value, err_msg=name)
     assert not leftovers(folder)
 
 
-def killed_often(begin, check, seconds):
-    """Kills what `begin` starts at random moments of the `seconds` that it takes, and calls `check` after each.
+def killed_often(begin, complete, seconds):
+    """Kills what `begin` starts at random moments of the `seconds` that it takes.
 
-    Then lets it end, and returns how many kills came before it had ended.
+    `complete` says whether all is in place (or fails, if only some is): then the next one begins from nothing. Lets the
+    last one end, and returns how many kills came before all was in place.
     """
+    print(f"FAULTS_SEED={SEED}")
     rng, cut_off = np.random.default_rng(SEED), 0
     for _ in range(KILLS):
         process = begin()
         time.sleep(rng.uniform(0, seconds))
         process.kill()
-        cut_off += process.wait(timeout=60) == -signal.SIGKILL
-        check()
+        process.wait(timeout=60)
+        cut_off += not complete()
     assert begin().wait(timeout=300) == 0
-    check()
+    assert complete()
     return cut_off
 
 
@@ -135,16 +154,22 @@ def test_fetching_killed_at_random_moments_puts_all_or_nothing_in_place(tmp_path
         command = ["bash", ROOT / "fetch_data.sh", data_set, tmp_path / place]
         return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
 
-    def check():
-        if (tmp_path / "killed" / data_set).exists():
-            assert contents(tmp_path / "killed" / data_set) == expected
+    def begin_again():
+        shutil.rmtree(target, ignore_errors=True)
+        return begin("killed")
 
+    def complete():
+        if target.exists():
+            assert contents(target) == expected
+        return target.exists()
+
+    target = tmp_path / "killed" / data_set
     began = time.monotonic()
     assert begin("whole").wait(timeout=300) == 0
     seconds, expected = time.monotonic() - began, contents(tmp_path / "whole" / data_set)
-    cut_off = killed_often(lambda: begin("killed"), check, seconds)
+    cut_off = killed_often(begin_again, complete, seconds)
     assert {path.name for path in (tmp_path / "killed").iterdir()} - {".download"} == {data_set}
-    record_property("counts", f"{KILLS} kills, {cut_off} before it had ended (FAULTS_SEED={SEED})")
+    record_property("counts", f"{KILLS} kills, {cut_off} before all was in place (FAULTS_SEED={SEED})")
     assert cut_off > 0
 
 
@@ -192,17 +217,23 @@ def test_preparing_images_killed_at_random_moments_makes_the_same_store(tmp_path
         began = time.monotonic()
         assert Preparing(preparer, whole).wait(None) == 0
         seconds = time.monotonic() - began
-        (expected,) = (path.read_bytes() for path in whole.glob("*.npy"))
+        expected = {path.name: path.read_bytes() for path in whole.glob("prepared*")}
+        assert len(expected) == 2
 
-        def check():
-            if (killed / "prepared-84.json").exists():
-                assert [path.read_bytes() for path in killed.glob("*.npy")] == [expected]
-                (killed / "prepared-84.json").unlink()  # so that there is something to kill again
+        def begin():
+            (killed / "prepared-84.json").unlink(missing_ok=True)
+            return Preparing(preparer, killed)
 
-        cut_off = killed_often(lambda: Preparing(preparer, killed), check, seconds)
+        def complete():
+            there = (killed / "prepared-84.json").exists()
+            if there:
+                assert {path.name: path.read_bytes() for path in killed.glob("prepared*")} == expected
+            return there
+
+        cut_off = killed_often(begin, complete, seconds)
         preparer.stdin.close()
     assert not leftovers(killed)
-    record_property("counts", f"{KILLS} kills, {cut_off} before it had ended (FAULTS_SEED={SEED})")
+    record_property("counts", f"{KILLS} kills, {cut_off} before all was in place (FAULTS_SEED={SEED})")
     assert cut_off > 0
 
 
