@@ -3,17 +3,27 @@
 import contextlib
 import hashlib
 import http.server
+import os
 import pathlib
+import subprocess
+import sys
 import threading
 import zipfile
 
 from reptile_tf.data import archive
 
+SCRIPT = pathlib.Path(__file__).parents[1] / "fetch_data.sh"
 # Contents that do not compress, so that an archive can break off in the middle of one.
 FILES = {
     part: {f"{part}/Latin/character01/{i:04d}_01.png": hashlib.sha256(bytes([i])).digest() * 300 for i in range(9)}
     for part in ("images_background", "images_evaluation")
 }
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """fetch_data.sh with these arguments and settings."""
+    environment = {**os.environ, "PYTHON": sys.executable, "no_proxy": "127.0.0.1", **environment}
+    return subprocess.run(["bash", SCRIPT, *arguments], env=environment, capture_output=True, text=True, timeout=120)
 
 
 def digest_of(files: dict[str, bytes]) -> str:

@@ -13,7 +13,7 @@ import sys
 import time
 
 import pytest
-from mirrors import EVERYTHING, PARTS, fetch, serving, unpacked
+from mirrors import EVERYTHING, PARTS, SCRIPT, fetch, run, serving, unpacked
 
 from reptile_tf.data import archive
 
@@ -22,12 +22,6 @@ pytestmark = [
     pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed"),
     pytest.mark.usefixtures("direct"),
 ]
-SCRIPT = pathlib.Path(__file__).parents[1] / "fetch_data.sh"
-
-
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHON": sys.executable, "no_proxy": "127.0.0.1", **environment}
-    return subprocess.run(["bash", SCRIPT, *arguments], env=environment, capture_output=True, text=True, timeout=120)
 
 
 # What it puts in place.

@@ -3,14 +3,13 @@
 import contextlib
 import errno
 import os
-import pathlib
 import resource
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
+from mirrors import run as fetch_data
 from PIL import Image
 from tools import TINY, Disk, contents, leftovers, limited, trained
 
@@ -20,7 +19,6 @@ from reptile_tf.data import miniimagenet
 from reptile_tf.errors import UserError
 from reptile_tf.evaluate import BothWays
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 FULL = os.strerror(errno.ENOSPC)
 
 
@@ -196,28 +194,19 @@ def test_with_few_handles_left_a_run_ends_with_one_line(main, tmp_path):
     assert codes[-1] == 0
 
 
-def fetched(*arguments, **environment):
-    """fetch_data.sh: (exit code, what stands on standard error)."""
-    done = subprocess.run(
-        ["bash", ROOT / "fetch_data.sh", *arguments],
-        env=os.environ | {"PYTHON": sys.executable} | environment, capture_output=True, text=True,
-    )  # fmt: skip
-    return done.returncode, done.stderr
-
-
 def test_a_download_to_a_full_or_read_only_disk(disk, photographs):
     source, target = {"MINIIMAGENET_DIR": str(photographs)}, disk.path / "data"
     target.mkdir()
     for hinder, reason in ((disk.fill, FULL), (lambda: disk.remount("ro"), os.strerror(errno.EROFS))):
         hinder()
-        code, error = fetched("miniimagenet", target, **source)
-        assert code == 1
-        assert error.startswith(f"fetch_data.sh: cannot put Mini-ImageNet into {target}: ")
-        assert reason in error
-        assert error.count("\n") == 1
+        done = fetch_data("miniimagenet", target, **source)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"fetch_data.sh: cannot put Mini-ImageNet into {target}: ")
+        assert reason in done.stderr
+        assert done.stderr.count("\n") == 1
         assert not (target / "miniimagenet").exists()
         if reason == FULL:
             disk.free()
     disk.remount("rw")
-    assert fetched("miniimagenet", target, **source) == (0, "")
+    assert fetch_data("miniimagenet", target, **source).returncode == 0
     assert contents(target / "miniimagenet") == {k: v for k, v in contents(photographs).items() if k[:8] != "prepared"}

@@ -2,28 +2,18 @@
 
 import contextlib
 import http.server
-import os
-import pathlib
 import shutil
 import socket
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
-from mirrors import EVERYTHING, fetch, serving, unpacked
+from mirrors import EVERYTHING, fetch, run, serving, unpacked
 
 pytestmark = [
     pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed"),
     pytest.mark.usefixtures("direct"),
 ]
-SCRIPT = pathlib.Path(__file__).parents[2] / "fetch_data.sh"
-
-
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHON": sys.executable, "no_proxy": "127.0.0.1", **environment}
-    return subprocess.run(["bash", SCRIPT, *arguments], env=environment, capture_output=True, text=True, timeout=120)
 
 
 @contextlib.contextmanager
