@@ -1,5 +1,7 @@
 """Progress of long work: a live line on a terminal, plain lines in a log."""
 
+import contextlib
+import os
 import sys
 import time
 from typing import Any
@@ -17,11 +19,20 @@ def hush() -> None:
 
 
 def say(message: str) -> None:
-    """Prints a line to standard output at once, above a live line if there is one."""
+    """Prints a line to standard output at once, above a live line if there is one.
+
+    Hours of work do not end because nobody listens any more, or the log's disk is full: that is said on standard error.
+    """
     if _hushed:
         return
-    tqdm.tqdm.write(message, file=sys.stdout)
-    sys.stdout.flush()
+    try:
+        tqdm.tqdm.write(message, file=sys.stdout)
+        sys.stdout.flush()
+    except OSError as error:
+        hush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is in its buffer
+        with contextlib.suppress(OSError):
+            print(f"cannot write to standard output ({error.strerror}): going on in silence", file=sys.stderr)
 
 
 class Progress:

@@ -262,6 +262,20 @@ def test_a_second_process_is_refused_and_a_dead_ones_lock_is_none(running, tmp_p
     third.communicate()
 
 
+def test_a_run_goes_on_when_nobody_listens(tmp_path):
+    """The reader of its output ends, as `head` does."""
+    command = [*COMMAND, f"--checkpoint={tmp_path / 'run'}", "--meta-iters=40"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        error = process.stderr.read()
+        assert process.wait(timeout=300) == 0, error
+    assert "cannot write to standard output (Broken pipe): going on in silence" in error
+    assert "Traceback" not in error
+    assert newest(tmp_path / "run") == 40
+    assert (tmp_path / "run" / "results.json").exists()
+
+
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     part = tmp_path / "run" / ".checkpoint-0000020.1.part.npz"
     part.parent.mkdir()
