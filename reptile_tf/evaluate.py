@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from reptile_tf import device, tasks
 from reptile_tf.data.image_classes import ImageClasses
+from reptile_tf.errors import UserError
 from reptile_tf.inner_loop import InnerLoop, Lane
 from reptile_tf.meta import MetaLearner
 from reptile_tf.progress import Progress
@@ -51,11 +52,16 @@ class Evaluator:
 
     Args:
       learner: read at every call, never changed.
-      at_most: bounds how many tasks run side by side, which is two per core up to 16, or 64 in one stack.
+      at_most: bounds how many tasks run side by side, which is two per core up to 16, or 64 in one stack; all workers
+        of a cluster take as many as the chief.
+
+    Raises:
+      UserError: another worker is gone.
     """
 
     def __init__(self, learner: MetaLearner, at_most: int = 64):
-        self.tasks = min(at_most, 64 if learner.network.stacked else min(16, 2 * device.cores()))
+        here = min(at_most, 64 if learner.network.stacked else min(16, 2 * device.cores()))
+        (self.tasks,) = map(int, learner.cluster.from_chief([np.array(here)]))  # cores differ, blocks must not
         self._learner = learner
         self._inner = InnerLoop(learner.network, learner.inner_optimizer, self.tasks, learner.weight_decay)
         self._compiled = tf.function(self._logits, jit_compile=learner.network.stacked)
@@ -124,7 +130,8 @@ def accuracy_by_task(
       float64 [count] each, the share of queries that are classified rightly.
 
     Raises:
-      UserError: too few classes, or a class with too few images; another worker is gone.
+      UserError: too few classes, or a class with too few images; an adaptation that is not finite; another worker is
+        gone.
     """
     tasks.check_enough(classes, settings.classes, settings.shots + 1, "evaluation")
     evaluator = evaluator or Evaluator(learner)
@@ -135,20 +142,27 @@ def accuracy_by_task(
         for first in range(0, count, evaluator.tasks * cluster.count):
             done = min(first + evaluator.tasks * cluster.count, count)
             # The compiled program takes a fixed number of tasks: the last batch is filled up, and the rest not counted.
-            mine = first + evaluator.tasks * cluster.index
-            if mine < done:
-                batch = tasks.evaluation_tasks(
-                    classes,
-                    **settings.evaluation_arguments(),
-                    stream=stream,
-                    iteration=iteration,
-                    first=mine,
-                    count=evaluator.tasks,
-                )
-                end = min(mine + evaluator.tasks, count)
-                for of_way, logits in zip(right, evaluator.logits(batch), strict=True):
-                    of_way[mine:end] = (logits.argmax(-1) == batch.query_y).mean(-1)[: end - mine]
+            # A worker with none to count takes some all the same: the others would not wait while it compiles later.
+            mine = min(first + evaluator.tasks * cluster.index, done)
+            batch = tasks.evaluation_tasks(
+                classes,
+                **settings.evaluation_arguments(),
+                stream=stream,
+                iteration=iteration,
+                first=mine,
+                count=evaluator.tasks,
+            )
+            counted = min(evaluator.tasks, done - mine)
+            for of_way, logits in zip(right, evaluator.logits(batch), strict=True):
+                accuracies = (logits.argmax(-1) == batch.query_y).mean(-1)
+                accuracies[~np.isfinite(logits).all((1, 2))] = np.nan  # whose argmax would be right by chance
+                of_way[mine : mine + counted] = accuracies[:counted]
             if cluster.count > 1:  # zeros elsewhere
                 right[:, first:done] = cluster.sum(tf.constant(right[:, first:done])).numpy()
+            if wrong := int(np.isnan(right[:, :done]).any(0).sum()):
+                raise UserError(
+                    f"adaptation to {wrong} of {done} tasks gave infinities or what is not a number; "
+                    "lower --learning-rate"
+                )
             bar.advance(done - first, str(Accuracy.of(right[int(settings.transductive), :done])))
     return BothWays(*right)

@@ -178,9 +178,10 @@ class MetaLearner:
         return float(norm)
 
     def _step(self, tasks: Tasks, meta_step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        if not self._in_turn:
+            return self._outer_step(self._contribution(tasks), meta_step)
         before = self._values()
-        gradient = self._gradient_in_turn(tasks) if self._in_turn else self._gradient_side_by_side(tasks)
-        return self._apply(gradient, meta_step, before)
+        return self._apply(self._gradient_in_turn(tasks), meta_step, before)
 
     def _contribution(self, tasks: Tasks) -> tf.Tensor:
         """This worker's part of the mean meta-gradient and of the mean of each moment, [(1 + moments) * weight]."""
@@ -222,11 +223,6 @@ class MetaLearner:
         phi = self.phi.value()
         return self._inner.map(lambda lane, share: self._meta_gradient(phi, lane, share), tasks, phi, self.inner_state)
 
-    def _gradient_side_by_side(self, tasks: Tasks) -> tf.Tensor:
-        gradients = self._gradients(tasks)
-        self._keep_state(self._inner.merged_state())
-        return tf.reduce_mean(gradients, axis=0)
-
     def _gradient_in_turn(self, tasks: Tasks) -> tf.Tensor:
         total = tf.zeros_like(self.phi)
         for i in tf.range(tf.shape(tasks.y)[0]):
@@ -253,12 +249,15 @@ class MetaLearner:
           training=True, on all queries together (transductive) or on the support set and one query.
 
         Raises:
+          NotFiniteError: the adapted weights are not finite.
           ValueError: a label that the network has no output for.
         """
         self.network.check_labels(np.shape(x)[1:], y)
         dealt = deal_minibatches(len(x), batch, steps, False, generator(seed, EVALUATION, 0, 0))
         task = Tasks(*(np.asarray(part)[np.newaxis] for part in (x, y, dealt)))
         weights = self._compiled_adapt(task)[0]
+        if not np.isfinite(weights).all():
+            raise NotFiniteError(["adapted weights"])
         adapted = keras.models.clone_model(self.model)
         for variable, value in zip(adapted.trainable_variables, self.network.unflatten(weights), strict=True):
             variable.assign(value)

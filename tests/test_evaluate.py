@@ -9,8 +9,9 @@ import pytest
 from reptile_tf import tasks
 from reptile_tf.errors import UserError
 from reptile_tf.evaluate import Accuracy, Evaluator, accuracy_by_task, meta_test
-from reptile_tf.meta import MetaLearner
+from reptile_tf.meta import MetaLearner, NotFiniteError
 from reptile_tf.settings import Settings
+from reptile_tf.train import meta_train
 
 SETTINGS = Settings(classes=3, shots=2, eval_batch=4, eval_iters=3, eval_samples=5, train_shots=4)
 
@@ -136,3 +137,22 @@ def test_adapt_gives_a_keras_model_that_answers_as_the_evaluation_does(learner, 
     np.testing.assert_allclose(adapted(batch.query_x[0] * learner.network.scale, training=True), expected, atol=1e-4)
     for name, value in learner.state().items():
         np.testing.assert_array_equal(value, before[name], err_msg=name)
+
+
+def test_a_look_at_adaptations_that_are_not_finite_ends_training(small_model, glyphs):
+    """The one step of a training task stays finite, and so does phi, but not the steps of an evaluation."""
+    settings = dataclasses.replace(
+        SETTINGS, sgd=True, learning_rate=1e15, inner_iters=1, meta_step=1e-20, meta_step_final=1e-20, eval_iters=5,
+        eval_interval=2, eval_tasks=3, meta_iters=4,
+    )  # fmt: skip
+    model = small_model()
+    with pytest.raises(UserError, match="adaptation to 3 of 3 tasks gave infinities or what is not a number; lower"):
+        meta_train(model, glyphs, settings, held_out=glyphs)
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())
+
+
+def test_adapted_weights_that_are_not_finite_are_refused(small_model, glyphs):
+    one = MetaLearner(small_model(), keras.optimizers.SGD(1e30), keras.optimizers.SGD())
+    support = some(glyphs, 1).support
+    with pytest.raises(NotFiniteError, match="adapted weights"):
+        one.adapt(support.x[0], support.y[0], steps=5)
