@@ -5,6 +5,7 @@ Every worker keeps its own variables and compiled inner loop and works on its sh
 strategy's scope: stock optimizers there would reduce in every inner step.
 """
 
+import contextlib
 import faulthandler
 import os
 import re
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class Cluster:
 
         Args:
           value: this worker's.
-          patient: wait for the others as long as they live (they may be preparing data).
+          patient: wait for the others as long as they live, and say for whom.
 
         Raises:
           UserError: a worker is gone or does not come; the message names it.
@@ -82,9 +83,9 @@ class Cluster:
         """What `text`, called on the chief only, returns."""
         return text()
 
-    def agree(self, what: str, value: Any) -> None:
-        """Raises UserError on every worker unless `value`, by its repr, is the same on all."""
-        del what, value
+    def agree(self, what: str, value: Any, patient: bool = False) -> None:
+        """Raises UserError on every worker unless `value`, by its repr, is the same on all; `patient`: see `sum`."""
+        del what, value, patient
 
 
 ALONE = Cluster()
@@ -126,7 +127,7 @@ class _Workers(Cluster):
         signals = signal.SIGINT, signal.SIGTERM
         caught = tf.constant([float(n in self.caught) for n in signals], value.dtype)
         try:
-            with self._watch.exchange(patient):
+            with self._watch.over(patient):
                 total = self._all_reduce[value.dtype](tf.concat([tf.reshape(value, [-1]), caught], 0))
                 caught = total[-2:].numpy()
         except tf.errors.OpError as error:
@@ -136,7 +137,7 @@ class _Workers(Cluster):
 
     def from_chief(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         mine = np.concatenate([np.ravel(a).astype(np.float64) for a in arrays])
-        values = self.sum(tf.constant(mine if self.is_chief else np.zeros_like(mine)), patient=True).numpy()
+        values = self.sum(tf.constant(mine if self.is_chief else np.zeros_like(mine))).numpy()
         parts = np.split(values, np.cumsum([np.size(a) for a in arrays])[:-1])
         return [p.reshape(np.shape(a)).astype(np.asarray(a).dtype) for p, a in zip(parts, arrays, strict=True)]
 
@@ -145,13 +146,12 @@ class _Workers(Cluster):
         (length,) = self.from_chief([np.array(len(mine))])
         return self.from_chief([mine if self.is_chief else np.zeros(length, np.uint8)])[0].tobytes().decode()
 
-    def agree(self, what: str, value: Any) -> None:
+    def agree(self, what: str, value: Any, patient: bool = False) -> None:
         mine = np.zeros(self.count)
         mine[self.index] = zlib.crc32(repr(value).encode())
-        digests = self.sum(tf.constant(mine), patient=True).numpy()
-        others = [self._place.name(i) for i in range(self.count) if digests[i] != digests[0]]
-        if others:
-            raise UserError(f"{', '.join(others)}: other {what} than {self._place.name(0)}; give all workers the same")
+        digests = self.sum(tf.constant(mine), patient).numpy()
+        if others := _names(self._place, np.flatnonzero(digests != digests[0])):
+            raise UserError(f"{others}: other {what} than {self._place.name(0)}; give all workers the same")
 
 
 def join(where: Place) -> Cluster:
@@ -172,9 +172,13 @@ def join(where: Place) -> Cluster:
     # All are there, so this takes a second. But one may die in it, and TensorFlow would wait for an hour, its lock on
     # Python held: only another process and C code can end that, and say so.
     lost = f"{where.name(where.index)}: another worker ended while all joined: this one stops too; start all again"
-    command = ["sh", "-c", 'sleep "$0"; echo "$1" >&2', str(max(1, int(place.JOIN_SECONDS) - 2)), lost]
-    with open(os.devnull, "w") as nowhere, subprocess.Popen(command, start_new_session=True) as notice:
-        faulthandler.dump_traceback_later(place.JOIN_SECONDS, exit=True, file=nowhere)
+    tell = 'i=0; while [ $i -lt $0 ]; do kill -0 $1 2>/dev/null || exit; sleep 1; i=$((i + 1)); done; echo "$2" >&2'
+    command = ["sh", "-c", tell, str(max(1, int(where.join_seconds) - 2)), str(os.getpid()), lost]
+    with (
+        open(os.devnull, "w") as nowhere,
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as notice,
+    ):
+        faulthandler.dump_traceback_later(where.join_seconds, exit=True, file=nowhere)
         try:
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
         except (tf.errors.OpError, RuntimeError) as error:
@@ -190,66 +194,78 @@ def join(where: Place) -> Cluster:
 
 def _lost(where: Place, error: str) -> str:
     """Which worker TensorFlow's error is about; the others' errors quote it, with those in between behind it."""
-    found = re.search(r"unhealthy.*?(/job:\w+/replica:0/task:\d+)", error, re.DOTALL)
-    if not found and "CoordinationService" not in error:
-        found = re.search(r"remote target (/job:\w+/replica:0/task:\d+)", error)
-    if found or "CoordinationService" in error:  # which the chief has
-        who = where.name(where.jobs.index(found[1]) if found else 0)
+    job = r"/job:\w+/replica:0/task:\d+"
+    if found := re.search(rf"unhealthy[^/\n]*\n?((?:{job}[\s,]*)+)", error):
+        jobs = re.findall(job, found[1])
+    elif "CoordinationService" in error:  # which the chief has
+        jobs = where.jobs[:1]
     else:
-        who = f"another worker ({error.splitlines()[0]})"
+        jobs = re.findall(rf"remote target ({job})", error)[:1]
+    who = _names(where, [where.jobs.index(job) for job in jobs]) or f"another worker ({error.splitlines()[0]})"
     return (
-        f"{who} is gone or does not answer, its own log may say why: this worker stops too; "
-        "the same command on all goes on from the newest checkpoint"
+        f"{who} {'is' if len(jobs) < 2 else 'are'} gone or {'does' if len(jobs) < 2 else 'do'} not answer, the log "
+        "there may say why: this worker stops too; the same command on all goes on from the newest checkpoint"
     )
+
+
+def _names(where: Place, indices: Iterable[int]) -> str:
+    return ", ".join(map(where.name, indices))
 
 
 class _Watch:
     """Ends exchanges to which a worker does not come although it is alive.
 
-    Those who wait for long say so in the cluster's key-value store; who has not said so in the end is the one.
+    Those who wait for long say so in the cluster's key-value store; who has not said so in the end is late.
     """
 
     def __init__(self, where: Place):
         self._where = where
         self._number = 0
-        self._waiting: tuple[int, float] | None = None  # the exchange's number and when it began
+        self._waiting: tuple[int, float, bool] | None = None  # the exchange's number, when it began, and `patient`
         self._longest = 0.0
-        self._patient = False
         threading.Thread(target=self._run, daemon=True).start()
 
-    def exchange(self, patient: bool) -> "_Watch":
-        self._patient = patient
-        return self
-
-    def __enter__(self) -> None:
+    @contextlib.contextmanager
+    def over(self, patient: bool) -> Iterator[None]:
+        """Watches over one exchange; all workers count them alike."""
         self._number += 1
-        self._waiting = None if self._patient else (self._number, time.monotonic())
-
-    def __exit__(self, *exception: Any) -> None:
-        if self._waiting:
-            self._longest = max(self._longest, time.monotonic() - self._waiting[1])
-        self._waiting = None
+        began = time.monotonic()
+        self._waiting = self._number, began, patient
+        try:
+            yield
+        finally:
+            self._waiting = None
+        if not patient:
+            self._longest = max(self._longest, time.monotonic() - began)
 
     def _run(self) -> None:
-        told = 0
+        told = named = 0
         while True:
             time.sleep(1)
             if not (waiting := self._waiting):
                 continue
-            number, seconds = waiting[0], time.monotonic() - waiting[1]
-            if seconds > PATIENCE / 3 and told != number:
+            (number, began, patient), index = waiting, self._where.index
+            seconds = time.monotonic() - began
+            if told != number and (patient or seconds > PATIENCE / 3):
                 told = number
-                context.context().set_config_key_value(self._key(number, self._where.index), "")
-            if seconds > max(PATIENCE, MULTIPLE * self._longest):
-                late = [i for i in range(self._where.count) if not self._has_come(number, i)]
-                unhealthy = self._where.jobs[late[0]] if late else "(no one knows which)"
-                # Raises in the exchange, here and on the others, who get the message.
-                context.context().abort_collective_ops(tf.errors.UNAVAILABLE, f"unhealthy: {unhealthy}")
-                time.sleep(5)
-                if self._waiting == waiting:  # in a kernel that cannot be aborted
-                    print(_lost(self._where, f"unhealthy: {unhealthy}"), file=sys.stderr, flush=True)
-                    os._exit(1)
-                return
+                with contextlib.suppress(tf.errors.OpError):  # the service's host is gone, as the exchange will say
+                    context.context().set_config_key_value(self._key(number, index), "")
+            if named == number or seconds <= (PATIENCE if patient else max(PATIENCE, MULTIPLE * self._longest)):
+                continue
+            named = number
+            late = [i for i in range(self._where.count) if i != index and not self._has_come(number, i)]
+            if patient:
+                if late:
+                    progress.say(f"waiting for {_names(self._where, late)}")
+                continue
+            unhealthy = f"unhealthy: {', '.join(self._where.jobs[i] for i in late)}"
+            # Raises in the exchange, here and on the others, who get the message.
+            context.context().abort_collective_ops(tf.errors.UNAVAILABLE, unhealthy)
+            time.sleep(5)
+            if self._waiting == waiting:  # in a kernel that cannot be aborted
+                print(_lost(self._where, unhealthy), file=sys.stderr, flush=True)
+                os._exit(1)
+            return
 
     def _has_come(self, number: int, index: int) -> bool:
         try:

@@ -13,8 +13,6 @@ from typing import NamedTuple
 from reptile_tf.errors import UserError
 
 EXAMPLE = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
-# Seconds that the workers have to find each other.
-JOIN_SECONDS = float(os.environ.get("REPTILE_JOIN_SECONDS", "60"))
 
 
 class Place(NamedTuple):
@@ -24,11 +22,13 @@ class Place(NamedTuple):
       addresses: "host:port" of each worker, the chief first; none where a process is alone.
       jobs: what TensorFlow calls each of them, as in "/job:worker/task:1".
       index: this process's.
+      join_seconds: that the workers have to find each other.
     """
 
     addresses: tuple[str, ...] = ()
     jobs: tuple[str, ...] = ()
     index: int = 0
+    join_seconds: float = 60.0
 
     @property
     def count(self) -> int:
@@ -41,10 +41,10 @@ class Place(NamedTuple):
 
 
 def of_this_process() -> Place:
-    """Reads TF_CONFIG; without it, or if it names one worker only, a process is alone.
+    """Reads TF_CONFIG, and REPTILE_JOIN_SECONDS; without it, or if it names one worker only, a process is alone.
 
     Raises:
-      UserError: it cannot be.
+      UserError: either makes no sense.
     """
     text = os.environ.get("TF_CONFIG", "").strip()
     try:
@@ -76,14 +76,26 @@ def of_this_process() -> Place:
         raise UserError(f"TF_CONFIG says that this is {kind} {number}, but its cluster has only: {there}")
     if len(addresses) == 1:
         return Place()
-    return Place(addresses, tuple(f"/job:{job}/replica:0/task:{i}" for job, i, _ in members), index)
+    jobs = tuple(f"/job:{job}/replica:0/task:{i}" for job, i, _ in members)
+    return Place(addresses, jobs, index, _join_seconds())
+
+
+def _join_seconds() -> float:
+    text = os.environ.get("REPTILE_JOIN_SECONDS", "60")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86400:
+        raise UserError(f"REPTILE_JOIN_SECONDS is {text!r}: it has to be a number of seconds, a day's at most")
+    return seconds
 
 
 def meet(where: Place) -> None:
     """Waits until all workers are there, each listening at its port.
 
     Raises:
-      UserError: this worker's port is taken, or another one does not answer within JOIN_SECONDS.
+      UserError: this worker's port is taken, or another one does not answer within `join_seconds`.
     """
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -97,12 +109,12 @@ def meet(where: Place) -> None:
                 "end that or change TF_CONFIG"
             ) from error
         missing = [i for i in range(where.count) if i != where.index]
-        deadline = time.monotonic() + JOIN_SECONDS
+        deadline = time.monotonic() + where.join_seconds
         while missing := [i for i in missing if not _answers(where.addresses[i])]:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"no answer from {', '.join(map(where.name, missing))} in {JOIN_SECONDS:.0f} s: start all workers "
-                    "of TF_CONFIG, or set REPTILE_JOIN_SECONDS to wait longer"
+                    f"no answer from {', '.join(map(where.name, missing))} in {where.join_seconds:.0f} s: start all "
+                    "workers of TF_CONFIG, or set REPTILE_JOIN_SECONDS to wait longer"
                 )
             time.sleep(0.1)
 

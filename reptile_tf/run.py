@@ -67,13 +67,14 @@ def _run(
     stacked, line = device.configure(settings.mode, device.cores() if settings.pretrained else side_by_side)
     workers = cluster.join(where)
     workers.agree("flags", settings.determining_results())
+    workers.agree("mode", "stacked" if stacked else "branches")  # GPUs and CPUs give other sizes of blocks
     if settings.pretrained:
         config = json.loads(workers.text_from_chief(lambda: json.dumps(folder.config())))
         settings = _of_network_in(folder, config, settings, chosen, benchmark)
     say(line)
     images, name = benchmark.load(settings)
     say(f"{name}: {len(images):,} classes, {images.counts.sum():,} images")
-    workers.agree("images", [images.names, images.counts.tolist()])
+    workers.agree("images", [images.names, images.counts.tolist()], patient=True)
     if settings.pretrained:
         sets = _split_of(config, images)
         sets["train"] = benchmark.for_training(sets["train"])

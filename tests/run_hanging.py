@@ -10,7 +10,7 @@ from reptile_tf import cli, cluster
 from reptile_tf.meta import MetaLearner
 
 if __name__ == "__main__":
-    cluster.PATIENCE = 6.0
+    cluster.PATIENCE = 15.0
     step, calls = MetaLearner.step, []
 
     def hanging_step(self, *arguments):

@@ -4,24 +4,25 @@ import json
 import re
 import signal
 import socket
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+import types
 
-import keras
-import numpy as np
 import pytest
 import tensorflow as tf
+from claims import claim
 from workers import TINY, cluster, ended, start
 
 from reptile_tf import cli, device, place
-from reptile_tf.cluster import ALONE, Cluster, _lost
+from reptile_tf.checkpoint import RunFolder
+from reptile_tf.cluster import _lost, _Watch
 from reptile_tf.errors import UserError
-from reptile_tf.meta import MetaLearner
 from reptile_tf.place import Place
-from reptile_tf.tasks import training_tasks
 
 TWO = ("127.0.0.1:2000", "127.0.0.1:2001")
+THREE = Place(
+    ("a:1", "b:1", "c:1"),
+    ("/job:chief/replica:0/task:0", "/job:worker/replica:0/task:0", "/job:worker/replica:0/task:1"),
+)
 
 
 def config(addresses=TWO, kind="worker", index=0, **more):
@@ -95,70 +96,20 @@ def test_a_port_that_is_taken_is_named():
         place.meet(Place((address, TWO[1]), ("", ""), 0))
 
 
-def test_those_who_never_come_are_named(monkeypatch):
-    monkeypatch.setattr(place, "JOIN_SECONDS", 0.5)
+@pytest.mark.parametrize("text", ["1m", "", "0", "nan", "inf"])
+def test_a_wrong_time_to_join_is_named(monkeypatch, text):
+    monkeypatch.setenv("TF_CONFIG", config())
+    monkeypatch.setenv("REPTILE_JOIN_SECONDS", text)
+    with pytest.raises(UserError, match=f"REPTILE_JOIN_SECONDS is '{text}': it has to be a number of seconds"):
+        place.of_this_process()
+
+
+def test_those_who_never_come_are_named():
     there, address = listening()
     free, own = listening()
     free.close()
     with there, pytest.raises(UserError, match=r"no answer from worker 2 \(127.0.0.1:1\) in 0 s: start all workers"):
-        place.meet(Place((own, address, "127.0.0.1:1"), ("", "", ""), 0))
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 8])
-@pytest.mark.parametrize("tasks", [1, 5, 16])
-def test_each_task_has_one_worker(count, tasks):
-    class Worker(Cluster):
-        def __init__(self, index):
-            super().__init__()
-            self.index, self.count = index, count
-
-    shares = [Worker(index).share(tasks) for index in range(count)]
-    assert [first + i for first, many in shares for i in range(many)] == list(range(tasks))
-    assert max(many for _, many in shares) - min(many for _, many in shares) <= 1
-
-
-class Threads(Cluster):
-    """Workers that are threads of this process."""
-
-    def __init__(self, index, barrier, given):
-        super().__init__()
-        self.index, self.count, self._barrier, self._given = index, len(given), barrier, given
-
-    def sum(self, value, patient=False):
-        self._given[self.index] = value
-        self._barrier.wait()
-        total = tf.add_n(self._given)
-        self._barrier.wait()
-        return total
-
-
-@pytest.mark.parametrize(
-    ("meta_batch", "stacked", "inner"),
-    [(1, False, keras.optimizers.Adam), (5, False, keras.optimizers.Nadam), (4, True, keras.optimizers.SGD)],
-)
-def test_all_workers_end_where_one_would(float64, small_model, glyphs, meta_batch, stacked, inner):
-    """Three workers of a meta-batch that they do not divide evenly, or that has no task for two of them."""
-
-    def learn(cluster):
-        learner = MetaLearner(
-            model, inner(0.01), keras.optimizers.Adam(), meta_batch=meta_batch, stacked=stacked, cluster=cluster
-        )
-        first, count = learner.share
-        for iteration in range(3):
-            batch = training_tasks(
-                glyphs, way=3, shots=4, batch=5, steps=3, seed=0, iteration=iteration, first=first, count=max(count, 1)
-            )
-            norm = learner.step(batch, 0.01)
-        return learner.state() | {"norm": norm}
-
-    model = small_model()
-    expected = learn(ALONE)
-    barrier, given = threading.Barrier(3), [None] * 3
-    with ThreadPoolExecutor(3) as pool:
-        workers = list(pool.map(learn, [Threads(index, barrier, given) for index in range(3)]))
-    for ours in workers:
-        for name, value in expected.items():
-            np.testing.assert_allclose(ours[name], value, rtol=1e-9, atol=1e-12, err_msg=name)
+        place.meet(Place((own, address, "127.0.0.1:1"), ("", "", ""), 0, 0.5))
 
 
 @pytest.mark.parametrize(
@@ -180,12 +131,52 @@ def test_all_workers_end_where_one_would(float64, small_model, glyphs, meta_batc
             "/job:worker/replica:0/task:0 while calling /tensorflow.WorkerService/RecvBuf:",
             "worker 0 (a:1)",
         ),
+        (
+            "aborted by: unhealthy: /job:worker/replica:0/task:0, /job:worker/replica:0/task:1\nfrom remote target "
+            "/job:chief/replica:0/task:0 while calling /tensorflow.WorkerService/RecvBuf:",
+            "worker 1 (b:1), worker 2 (c:1)",
+        ),
         ("Something new\nwith details", "another worker (Something new)"),
     ],
 )
 def test_the_lost_worker_is_read_off_tensorflows_errors(error, named):
-    jobs = ("/job:chief/replica:0/task:0", "/job:worker/replica:0/task:0", "/job:worker/replica:0/task:1")
-    assert _lost(Place(("a:1", "b:1", "c:1"), jobs, 0), error).startswith(f"{named} is gone or does not answer")
+    are = "are gone or do not answer" if "," in named else "is gone or does not answer"
+    assert _lost(THREE, error).startswith(f"{named} {are}, ")
+
+
+class Store:
+    """TensorFlow's key-value store and its abort, of which other workers have told nothing."""
+
+    def __init__(self):
+        self.told, self.aborted = set(), None
+
+    def set_config_key_value(self, key, value):
+        self.told.add(key)
+
+    def get_config_key_value(self, key, timeout_in_ms):
+        if key not in self.told:
+            raise tf.errors.DeadlineExceededError(None, None, key)
+
+    def abort_collective_ops(self, code, message):
+        self.aborted = message
+
+
+@pytest.mark.parametrize("patient", [False, True])
+def test_those_who_do_not_come_to_an_exchange_are_named(monkeypatch, capsys, patient):
+    store = Store()
+    monkeypatch.setattr("reptile_tf.cluster.context", types.SimpleNamespace(context=lambda: store))
+    monkeypatch.setattr("reptile_tf.cluster.PATIENCE", 1.5)
+    said = ""
+    with _Watch(THREE).over(patient):
+        deadline = time.monotonic() + 30
+        while not (said := said + capsys.readouterr().out) and not store.aborted and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert store.told == {"reptile/waiting/1/0"}
+    if patient:
+        assert said == "waiting for worker 1 (b:1), worker 2 (c:1)\n"
+        assert not store.aborted
+    else:
+        assert store.aborted == f"unhealthy: {THREE.jobs[1]}, {THREE.jobs[2]}"
 
 
 # --- real workers without a launcher -----------------------------------------------------------------------------
@@ -219,6 +210,23 @@ def test_a_stopped_worker_is_named_within_a_minute(tmp_path):
     processes[0].kill()
     processes[0].communicate()
     assert said[-1].startswith(f"run_omniglot.py: worker 0 ({addresses[0]}) is gone or does not answer")
+
+
+def test_a_killed_worker_is_named(tmp_path):
+    processes, addresses = cluster(2, f"--checkpoint={tmp_path}/run", "--meta-iters=1000000")
+    wait_for(tmp_path / "run" / "checkpoint-0000005.npz", processes[0])
+    processes[1].kill()
+    said = ended(processes[0], code=1, seconds=60)
+    processes[1].communicate()
+    assert said[-1].startswith(f"run_omniglot.py: worker 1 ({addresses[1]}) is gone or does not answer")
+
+
+def test_a_mistake_that_the_chief_alone_sees_ends_the_others(tmp_path):
+    claim(RunFolder(tmp_path / "run"), {"benchmark": "another", "settings": {}, "split": {}})
+    processes, addresses = cluster(2, f"--checkpoint={tmp_path}/run")
+    chief, other = (ended(process, code=1, seconds=60) for process in processes)
+    assert chief[-1].startswith(f"run_omniglot.py: {tmp_path}/run holds ")
+    assert other[-1].startswith(f"run_omniglot.py: worker 0 ({addresses[0]}) is gone or does not answer")
 
 
 def test_a_worker_that_hangs_is_named(tmp_path):
