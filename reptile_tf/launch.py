@@ -33,18 +33,19 @@ class Output:
 
     def __init__(self):
         self._lock = threading.Lock()
-        self._errors: dict[str, int] = {}  # who said it first
+        self._errors: dict[bytes, int] = {}  # who said it first
         self._clear = "\r\033[K" if sys.stdout.isatty() else ""  # the chief's live line
 
     def copy(self, source: BinaryIO, to: TextIO, worker: int) -> None:
         """Copies until `source` ends, but no error that another worker has given: all have the same flags."""
         with source:
             for line in source:
-                text = line.decode(errors="replace").rstrip("\n")
                 with self._lock:
-                    if to is sys.stderr and self._errors.setdefault(text, worker) != worker:
+                    if to is sys.stderr and self._errors.setdefault(line, worker) != worker:
                         continue
-                    print(f"{self._clear}[{worker}] {text}", file=to, flush=True)
+                    # Bytes, since `to` may be of another encoding than the worker's.
+                    to.buffer.write(f"{self._clear}[{worker}] ".encode() + line.rstrip(b"\n") + b"\n")
+                    to.buffer.flush()
 
     def say(self, text: str) -> None:
         """Prints a line of the launcher's own."""
@@ -66,17 +67,20 @@ class Workers:
         self.addresses = [f"127.0.0.1:{port}" for port in _free_ports(count)]
         self.processes: list[subprocess.Popen] = []
         self._readers: list[threading.Thread] = []
-        gpus, cores = _gpus(count), sorted(os.sched_getaffinity(0))
+        gpus = _gpus(count)
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []  # macOS: not to be divided
         try:
             for index in range(count):
                 task = {"cluster": {"worker": self.addresses}, "task": {"type": "worker", "index": index}}
                 environment = os.environ | {"TF_CONFIG": json.dumps(task)}
                 if gpus:
                     environment["CUDA_VISIBLE_DEVICES"] = gpus[index]
-                os.sched_setaffinity(0, _part(cores, index, count))  # inherited, and what `device.cores` goes by
+                if cores:
+                    os.sched_setaffinity(0, _part(cores, index, count))  # inherited, and what `device.cores` goes by
                 self._start(command, environment, index)
         finally:
-            os.sched_setaffinity(0, cores)
+            if cores:
+                os.sched_setaffinity(0, cores)
 
     def _start(self, command: list[str], environment: dict[str, str], index: int) -> None:
         process = subprocess.Popen(
@@ -102,18 +106,22 @@ class Workers:
     def wait(self) -> int:
         """Waits for all to end, and ends the others when one fails; returns the first failure's exit code, or 0."""
         first, deadline = 0, float("inf")
-        while any(process.poll() is None for process in self.processes):
+        running = True
+        while running:
+            running = None in [process.poll() for process in self.processes]
             if not first and (failed := [i for i, p in enumerate(self.processes) if p.poll()]):
-                first = _exit_code(self.processes[failed[0]])
-                if first not in STOPPED:  # else all stop by themselves, and the chief saves
+                # Of several at once the one that a signal killed: the others only tell of it.
+                culprit = min(failed, key=lambda i: self.processes[i].returncode)
+                first = _exit_code(self.processes[culprit])
+                if running and first not in STOPPED:  # else all stop by themselves, and the chief saves
                     deadline = time.monotonic() + GRACE
-                    self._output.say(f"{self._ending(failed[0])}; the other workers are stopped")
+                    self._output.say(f"{self._ending(culprit)}; the other workers are stopped")
             if time.monotonic() > deadline:
                 self.send(signal.SIGKILL)
-            time.sleep(0.05)
+            time.sleep(0.05 * running)
         for reader in self._readers:
             reader.join(timeout=5)
-        return first or next((_exit_code(p) for p in self.processes if p.returncode), 0)
+        return first
 
     def _ending(self, index: int) -> str:
         code = self.processes[index].returncode
@@ -162,39 +170,44 @@ def launch(script: str, flags: Sequence[str], workers: int, restarts: int = 0) -
       script: its path.
       flags: its command line, the same for all.
       workers: how many.
-      restarts: how often to start all again; they go on from the newest checkpoint.
+      restarts: how often to start all again, whatever the failure; they go on from the newest checkpoint.
 
     Returns:
-      The exit code: 0, the first failure's, or 130 or 143 after SIGINT or SIGTERM.
+      The exit code: 0, the first failure's, 130 after SIGINT, or 143 after SIGTERM or SIGHUP.
 
     Raises:
       UserError: there is no such script, or there are fewer GPUs than workers.
     """
     if not pathlib.Path(script).is_file():
         raise UserError(f"no script {script}: name one, such as run_omniglot.py")
-    output, asked, running = Output(), [], []
+    asked, running = [], []
 
     def pass_on(number: int, _) -> None:
-        asked.append(number)
+        asked.append(signal.SIGTERM if number == signal.SIGHUP else number)
         for one in running:
-            one.send(number if len(asked) < 3 else signal.SIGKILL)
+            one.send(asked[-1] if len(asked) < 3 else signal.SIGKILL)
 
-    old = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    old = {
+        number: signal.signal(number, pass_on)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN  # as nohup has it
+    }
     try:
-        for left in range(restarts, -1, -1):
+        while True:
+            output = Output()
             running[:] = [Workers([sys.executable, script, *flags], workers, output)]
             if asked:  # while they were being started
                 running[0].send(asked[0])
             code = running[0].wait()
             if asked and code:
                 return 128 + asked[0]
-            if code in (0, BAD_FLAGS, *STOPPED) or not left:
+            if code in (0, BAD_FLAGS, *STOPPED) or not restarts:
                 return code
-            output.say(f"all {workers} start again; restarts left: {left - 1}")
+            restarts -= 1
+            output.say(f"all {workers} start again; restarts left: {restarts}")
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-    raise AssertionError("the loop returns")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -206,7 +219,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--workers", type=_at_least(1), required=True, help="how many processes")
     parser.add_argument(
-        "--restarts", type=_at_least(0), default=0, help="how often to start all again after a failure (default: 0)"
+        "--restarts",
+        type=_at_least(0),
+        default=0,
+        help="how often to start all again after a failure, be it a mistake in the data or settings (default: 0)",
     )
     parser.add_argument("script", help="what to run, such as run_omniglot.py")
     parser.add_argument("flags", nargs=argparse.REMAINDER, help="the script's own flags")

@@ -1,10 +1,13 @@
 """The launcher with real workers: the same results for any number of them, signals, failures, restarts, mistakes."""
 
+import io
 import json
 import os
 import pathlib
 import re
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -21,7 +24,9 @@ def whole(tmp_path_factory):
     folders = {}
     for count in (1, 2, 3):
         folders[count] = tmp_path_factory.mktemp("whole") / str(count)
-        ended(launched(count, folders[count]))
+        said = ended(launched(count, folders[count]))
+        assert all(line.startswith("[0] ") for line in said), said  # the chief alone speaks
+        assert len(list((folders[count] / "events").iterdir())) == 1, "and writes"
     return folders
 
 
@@ -140,3 +145,50 @@ def test_the_first_failures_exit_code_is_the_launchers(tmp_path, capfd):
     assert launch.main(["--workers=3", str(script)]) == 7
     assert time.monotonic() - began < 30
     assert re.search(r"launch: worker 1 \(127.0.0.1:\d+\) ended with exit code 7; the other", capfd.readouterr().err)
+
+
+def test_the_same_failure_is_told_of_again_after_a_restart(tmp_path, capfd):
+    """By another worker: at the n-th start worker n fails."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, os, pathlib, sys\n"
+        "index = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
+        "been = pathlib.Path(sys.argv[1]) / str(index)\n"
+        "start = been.exists()\n"
+        "been.touch()\n"
+        "if index == start: sys.exit('lost')\n"
+    )
+    assert launch.main(["--workers=2", "--restarts=1", str(script), str(tmp_path)]) == 1
+    error = capfd.readouterr().err
+    assert "[0] lost\n" in error
+    assert "[1] lost\n" in error
+
+
+def test_output_of_any_encoding_is_passed_on(tmp_path, monkeypatch):
+    script = tmp_path / "script.py"
+    script.write_text("import sys; sys.stdout.buffer.write('1 ± 2'.encode() + bytes([255]))")
+    out = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    assert launch.main(["--workers=1", str(script)]) == 0
+    assert out.buffer.getvalue() == "[0] 1 ± 2".encode() + b"\xff\n"
+
+
+def test_a_terminal_that_goes_away_ends_the_workers(tmp_path, monkeypatch):
+    script = tmp_path / "script.py"
+    script.write_text("import os, signal, time; os.kill(os.getppid(), signal.SIGHUP); time.sleep(100)")
+    old = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, and so has the launcher then
+    try:
+        assert launch.main(["--workers=1", str(script)]) == 128 + signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGHUP, old)
+
+
+def test_of_several_failures_the_one_by_a_signal_came_first(capsys):
+    """The others only tell of it."""
+    script = "import os, sys; sys.exit(1)", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    workers = launch.Workers([sys.executable, "-c", ""], 2, launch.Output())
+    workers.wait()
+    workers.processes = [subprocess.Popen([sys.executable, "-c", text]) for text in script]
+    for process in workers.processes:
+        process.wait()
+    assert launch.Workers.wait(workers) == 128 + signal.SIGKILL
