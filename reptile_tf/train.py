@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 
@@ -176,7 +177,7 @@ def _train(
 
     note = ""
     with (
-        _signals() as cluster.caught,
+        _signals(cluster) as caught,
         _events(folder) as events,
         Progress("meta-iteration", settings.meta_iters, done) as progress,
     ):
@@ -199,7 +200,7 @@ def _train(
             progress.advance(1, note)
         if done % settings.save_interval:
             save()
-    if stopping := cluster.stopping or next(iter(cluster.caught), 0):  # one may have come after the last exchange
+    if stopping := cluster.stopping or next(iter(caught), 0):  # one may have come after the last exchange
         raise Interrupted(stopping, done)
 
 
@@ -216,16 +217,17 @@ def _diverged(error: NotFiniteError, done: int, folder: RunFolder | None) -> str
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
+def _signals(cluster: Cluster) -> Iterator[list[int]]:
     """Collects SIGINT and SIGTERM instead of dying of them, so that the meta-iteration at hand can end."""
-    caught: list[int] = []
-    try:
-        old = {n: signal.signal(n, lambda number, _: caught.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread, where signals are not ours to take
-        old = {}
+    if threading.current_thread() is not threading.main_thread():  # where signals are not ours to take
+        yield cluster.caught
+        return
+    caught = cluster.caught = []
+    old = {n: signal.signal(n, lambda number, _: caught.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield caught
     finally:
+        cluster.caught = []  # another training with the same workers is not to end
         for number, handler in old.items():
             signal.signal(number, handler)
 
