@@ -8,9 +8,12 @@ import functools
 import http.server
 import os
 import pathlib
+import sys
 import threading
 import time
+import types
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -326,3 +329,25 @@ def test_a_download_that_fails_names_the_way_out(tfds, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"cannot prepare Omniglot \(.*; run: bash fetch_data.sh omniglot") as caught:
         omniglot.load_tfds(tmp_path / "tfds")
     assert "\n" not in str(caught.value)
+
+
+def test_processes_prepare_tensorflow_datasets_one_at_a_time(tmp_path, monkeypatch):
+    """Preparing ends in a rename that fails if another process has been there meanwhile."""
+    prepared = []
+
+    class Builder:
+        data_dir = str(tmp_path / "data" / "omniglot" / "3.0.0")
+
+        def download_and_prepare(self):
+            if not os.path.exists(self.data_dir):
+                time.sleep(0.2)
+                os.makedirs(self.data_dir)
+                prepared.append(1)
+
+    module = types.SimpleNamespace(builder=lambda name, data_dir: Builder())
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", module)
+    monkeypatch.setattr(omniglot, "_prepared", lambda folder, *_: folder)
+    with ThreadPoolExecutor(3) as pool:
+        folders = list(pool.map(omniglot.load_tfds, [tmp_path / "data"] * 3))
+    assert folders == [pathlib.Path(Builder.data_dir)] * 3
+    assert len(prepared) == 1

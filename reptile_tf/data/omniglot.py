@@ -4,6 +4,7 @@ Raw folders and TensorFlow Datasets give the same arrays, bit for bit: classes a
 a class by their full-size pixels, because the two sources number them differently.
 """
 
+import fcntl
 import io
 import os
 import pathlib
@@ -127,7 +128,13 @@ def load_tfds(data_dir: str | os.PathLike | None = None, size: int = 28) -> Imag
         import tensorflow_datasets as tfds
 
         builder = tfds.builder("omniglot", data_dir=data_dir)
-        builder.download_and_prepare()  # returns at once if that was done before
+        if not pathlib.Path(builder.data_dir).exists():
+            root = pathlib.Path(builder.data_dir).parents[1]
+            root.mkdir(parents=True, exist_ok=True)
+            with open(root / ".omniglot.lock", "a") as lock:  # of several processes the last step fails in all but one
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                builder = tfds.builder("omniglot", data_dir=data_dir)  # as the one before has left it
+                builder.download_and_prepare()  # returns at once if that one has
     except ImportError as error:  # also from the preparation, which imports some packages only then
         raise UserError(f"{error}; run: pip install {error.name}, or use another --source") from error
     except Exception as error:  # whatever its network, archive and file layers raise; none of it is ours to mend
