@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -11,6 +12,7 @@ from claims import claim
 
 from reptile_tf import train
 from reptile_tf.checkpoint import KEEP, RunFolder
+from reptile_tf.cluster import ALONE
 from reptile_tf.errors import UserError
 from reptile_tf.evaluate import meta_test
 from reptile_tf.meta import MetaLearner
@@ -213,3 +215,10 @@ def test_a_folder_without_a_run_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="cannot read .*config.json"):
         RunFolder(tmp_path).config()
+
+
+def test_a_training_in_a_thread_leaves_the_main_threads_signals_alone(small_model, glyphs):
+    caught = ALONE.caught
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(meta_train, small_model(), glyphs, dataclasses.replace(SETTINGS, meta_iters=1)).result()
+    assert ALONE.caught is caught
