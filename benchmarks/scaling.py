@@ -85,12 +85,13 @@ def worker(meta_batch: int) -> None:
 
 
 class Group:
-    """Workers that run `worker`, with the cores divided among them."""
+    """Workers that run `worker`, with two cores divided among them."""
 
     def __init__(self, count: int, meta_batch: int):
         from reptile_tf.launch import _free_ports, _part
 
-        addresses, cores = [f"127.0.0.1:{port}" for port in _free_ports(count)], sorted(os.sched_getaffinity(0))
+        addresses, all_cores = [f"127.0.0.1:{port}" for port in _free_ports(count)], os.sched_getaffinity(0)
+        cores = sorted(all_cores)[:2]
         self.processes = []
         for index in range(count):
             config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
@@ -104,10 +105,11 @@ class Group:
                     env=os.environ | {"TF_CONFIG": json.dumps(config)},
                 )
             )
-        os.sched_setaffinity(0, cores)
+        os.sched_setaffinity(0, all_cores)
         for process in self.processes:
-            while process.stdout.readline() not in ("ready\n", ""):
-                pass
+            while (line := process.stdout.readline()) != "ready\n":
+                if not line:
+                    raise RuntimeError("a worker has ended, and said why above")
 
     def measure(self, what: int | str) -> list[dict[str, float]]:
         """Each worker's figures: over so many meta-iterations, or of exchanges "alone"."""
