@@ -203,7 +203,7 @@ def _split_of(config: dict[str, Any], images: ImageClasses) -> Sets:
 
 
 def _description(settings: Settings, name: str) -> dict[str, Any]:
-    """What must stand beside a number: settings, versions, machine and commit."""
+    """What must stand beside a number: settings, versions, machine (this worker's part of it) and commit."""
     transductive = " transductive" if settings.transductive else ""
     gpus = len(tf.config.list_physical_devices("GPU"))
     return {
