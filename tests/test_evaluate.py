@@ -146,7 +146,7 @@ def test_a_look_at_adaptations_that_are_not_finite_ends_training(small_model, gl
         eval_interval=2, eval_tasks=3, meta_iters=4,
     )  # fmt: skip
     model = small_model()
-    with pytest.raises(UserError, match="adaptation to 3 of 3 tasks gave infinities or what is not a number; lower"):
+    with pytest.raises(UserError, match="adaptation to . of 3 tasks gave infinities or what is not a number; lower"):
         meta_train(model, glyphs, settings, held_out=glyphs)
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
 
