@@ -88,6 +88,10 @@ def meta_train(
 
 def check_fit(model: keras.Model, image: tuple[int, ...], way: int) -> None:
     """Raises UserError unless the model takes such images and gives one logit for each of so many ways."""
+    # Keras lets other sizes pass that come out the same behind the convolutions. A subclassed model says no shape.
+    wanted = getattr(model, "input_shape", (None, *image))[1:]
+    if len(wanted) != len(image) or any(ours not in (None, theirs) for ours, theirs in zip(wanted, image, strict=True)):
+        raise UserError(f"the model does not take images of {image}: it is made for {wanted}")
     try:
         # Only a call minds the number of channels, and serves models of any kind.
         outputs = tuple(model(tf.zeros((1, *image))).shape[1:])

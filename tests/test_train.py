@@ -129,6 +129,8 @@ def test_a_model_for_other_images_or_ways_is_refused(small_model, glyphs):
         meta_train(small_model(4), glyphs, SETTINGS)
     with pytest.raises(UserError, match=r"does not take images of \(14, 14, 1\)"):
         meta_train(small_model(3), dataclasses.replace(glyphs, images=glyphs.images[:, ::2, ::2]), SETTINGS)
+    with pytest.raises(UserError, match=r"does not take images of \(27, 26, 1\): it is made for \(28, 28, 1\)"):
+        meta_train(small_model(3), dataclasses.replace(glyphs, images=glyphs.images[:, 1:, 2:]), SETTINGS)
 
 
 class Subclassed(keras.Model):
