@@ -49,11 +49,15 @@ class RunFolder:
 
     Args:
       path: made by `claimed` if it does not exist.
+
+    Attributes:
+      is_claimed: whether this object holds the folder, in the body of `claimed`.
     """
 
     def __init__(self, path: str | pathlib.Path):
         self.path = pathlib.Path(path)
         self._config_path = self.path / "config.json"
+        self.is_claimed = False
         self._text = ""  # the configuration, once claimed, for the checkpoints' copies
 
     def config(self) -> dict[str, Any]:
@@ -113,7 +117,11 @@ class RunFolder:
             self._text = files.sealed(config)
             if self._config_bytes() != self._text.encode():
                 files.write_text(self._config_path, self._text)
-            yield
+            self.is_claimed = True
+            try:
+                yield
+            finally:
+                self.is_claimed = False
 
     def _config_bytes(self) -> bytes:
         return self._config_path.read_bytes() if self._config_path.exists() else b""

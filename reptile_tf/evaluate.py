@@ -1,7 +1,7 @@
 """Few-shot accuracy: adapt to the support set, classify the query set, over many tasks."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -9,8 +9,9 @@ import tensorflow as tf
 from reptile_tf import device, tasks
 from reptile_tf.data.image_classes import ImageClasses
 from reptile_tf.errors import UserError
-from reptile_tf.inner_loop import InnerLoop, Lane
+from reptile_tf.inner_loop import Adaptation, InnerLoop
 from reptile_tf.meta import MetaLearner
+from reptile_tf.network import Predictions
 from reptile_tf.progress import Progress
 from reptile_tf.settings import Settings
 from reptile_tf.tasks import EvalTasks, Tasks
@@ -33,18 +34,6 @@ class Accuracy(NamedTuple):
         return f"{100 * self.accuracy:.2f} ± {100 * self.ci95:.2f} % ({self.tasks:,} tasks)"
 
 
-class BothWays(NamedTuple):
-    """The two ways to classify the queries of an adapted task; `both[transductive]` is one of them.
-
-    Attributes:
-      one_by_one: each query in a batch with the whole support set, alone of its kind.
-      transductive: all queries in one batch, so that they share batch-norm statistics.
-    """
-
-    one_by_one: Any
-    transductive: Any
-
-
 class Evaluator:
     """Adapts to tasks from a learner's phi and trained moments, and leaves no trace in the learner.
 
@@ -63,30 +52,21 @@ class Evaluator:
         here = min(at_most, 64 if learner.network.stacked else min(16, 2 * device.cores()))
         (self.tasks,) = map(int, learner.cluster.from_chief([np.array(here)]))  # cores differ, blocks must not
         self._learner = learner
-        self._inner = InnerLoop(learner.network, learner.inner_optimizer, self.tasks, learner.weight_decay)
+        self._inner = InnerLoop(learner.network, learner.inner_optimizer, self.tasks, weight_decay=learner.weight_decay)
         self._compiled = tf.function(self._logits, jit_compile=learner.network.stacked)
 
-    def logits(self, batch: EvalTasks) -> BothWays:
+    def logits(self, batch: EvalTasks) -> Predictions:
         """The logits of every query after adaptation, floatx [task, query, class] each; takes `self.tasks` tasks."""
-        return BothWays(*self._compiled(batch.support, batch.query_x).numpy())
+        return Predictions(*self._compiled(batch.support, batch.query_x).numpy())
 
     def _logits(self, support: Tasks, query_x: tf.Tensor) -> tf.Tensor:
-        # The queries travel to the lanes as one more field of the share.
-        def adapt_and_classify(lane: Lane, share: tuple[Tasks, tf.Tensor]) -> tf.Tensor:
-            pool, queries = share
-            lane.adapt(pool, pool.minibatches)
-            return tf.stack(BothWays(one_by_one(lane, pool.x, queries), lane.outputs(queries)), axis=1)
+        network = self._learner.network
 
-        def one_by_one(lane: Lane, support_x: tf.Tensor, queries: tf.Tensor) -> tf.Tensor:
-            def classify(query):  # [stack, ...]
-                return lane.outputs(tf.concat([support_x, query[:, tf.newaxis]], axis=1))[:, -1]
+        def adapt_and_classify(adaptation: Adaptation, support: Tasks, queries: tf.Tensor) -> tf.Tensor:
+            weights = adaptation.adapt(support, support.minibatches)
+            return tf.stack(network.predictions(weights, support.x, queries), axis=1)
 
-            by_query = tf.map_fn(
-                classify, tf.experimental.numpy.swapaxes(queries, 0, 1), fn_output_signature=lane.weights.dtype
-            )
-            return tf.transpose(by_query, [1, 0, 2])
-
-        logits = self._inner.map(adapt_and_classify, (support, query_x), self._learner.phi, self._learner.inner_state)
+        logits, _ = self._inner.run(adapt_and_classify, support, self._learner.phi, self._learner.inner_state, query_x)
         return tf.transpose(logits, [1, 0, 2, 3])
 
 
@@ -95,12 +75,12 @@ def meta_test(learner: MetaLearner, classes: ImageClasses, settings: Settings, *
 
     Arguments and errors are those of `accuracy_by_task`.
     """
-    return meta_test_both_ways(learner, classes, settings, **options)[settings.transductive]
+    return meta_test_in_both_ways(learner, classes, settings, **options)[settings.transductive]
 
 
-def meta_test_both_ways(learner: MetaLearner, classes: ImageClasses, settings: Settings, **options) -> BothWays:
+def meta_test_in_both_ways(learner: MetaLearner, classes: ImageClasses, settings: Settings, **options) -> Predictions:
     """`meta_test` in both ways, from the same adaptations: an `Accuracy` each."""
-    return BothWays(*map(Accuracy.of, accuracy_by_task(learner, classes, settings, **options)))
+    return Predictions(*map(Accuracy.of, accuracy_by_task(learner, classes, settings, **options)))
 
 
 def accuracy_by_task(
@@ -113,7 +93,7 @@ def accuracy_by_task(
     iteration: int = 0,
     evaluator: Evaluator | None = None,
     progress: str = "",
-) -> BothWays:
+) -> Predictions:
     """The accuracy on each of many few-shot tasks, which the learner's cluster shares.
 
     Args:
@@ -161,8 +141,7 @@ def accuracy_by_task(
                 right[:, first:done] = cluster.sum(tf.constant(right[:, first:done])).numpy()
             if wrong := int(np.isnan(right[:, :done]).any(0).sum()):
                 raise UserError(
-                    f"adaptation to {wrong} of {done} tasks gave infinities or what is not a number; "
-                    "lower --learning-rate"
+                    f"adaptation to {wrong} of {done} tasks produced non-finite values; lower --learning-rate"
                 )
             bar.advance(done - first, str(Accuracy.of(right[int(settings.transductive), :done])))
-    return BothWays(*right)
+    return Predictions(*right)

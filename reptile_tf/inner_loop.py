@@ -7,138 +7,15 @@ with a fraction of the operations, phi - W becomes one subtraction, and several 
 from collections.abc import Callable, Sequence
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from reptile_tf import layers
+from reptile_tf.network import Network
 from reptile_tf.tasks import Tasks
 
-# Stock optimizers that treat every weight by itself, as a flat vector of all weights needs. (LAMB, Muon and Adafactor
-# do not; schedule-free AdamW keeps weights in its state.)
-ELEMENTWISE = (
-    keras.optimizers.SGD,
-    keras.optimizers.Adam,
-    keras.optimizers.AdamW,
-    keras.optimizers.Nadam,
-    keras.optimizers.Adamax,
-    keras.optimizers.RMSprop,
-    keras.optimizers.Adagrad,
-    keras.optimizers.Adadelta,
-    keras.optimizers.Lion,
-    keras.optimizers.Ftrl,
-)
 
-Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-
-
-def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """The **sum** of the cross-entropies of a minibatch: int [batch], floatx [batch, classes] to a scalar.
-
-    A sum, as in the authors' code: an SGD step on a minibatch of 25 is 25 times a step on its mean.
-    """
-    # Not the sparse form, whose deterministic version scatters its gradient.
-    one_hot = tf.one_hot(labels, tf.shape(logits)[-1], dtype=logits.dtype)
-    return tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(one_hot, logits))
-
-
-class Network:
-    """A Keras model as a function of a flat weight vector, for one task or for a stack of them.
-
-    Args:
-      model: a built Keras model; batch norm always uses the statistics of the batch at hand.
-      loss: of (targets, outputs) of one minibatch, a scalar.
-      scale: what inputs are multiplied by.
-      stacked: vectorize over the tasks of a stack, to be compiled by XLA; else stacks have one task.
-
-    Raises:
-      ValueError: the model is not built, or has random layers, whose seeds would not advance from step to step.
-    """
-
-    def __init__(self, model: keras.Model, loss: Loss, scale: float = 1.0, stacked: bool = False):
-        if not model.built or not model.trainable_variables:
-            raise ValueError("the model has no weights yet: give it an Input layer or call it once")
-        random = [v.path for v in model.non_trainable_variables if "seed_generator" in v.path]
-        if random:
-            raise ValueError(f"layers with random behaviour (dropout, …) are not supported: {', '.join(random)}")
-        self.stacked = stacked
-        self.scale = scale
-        self.dtype = model.trainable_variables[0].dtype
-        self._loss = loss
-        self._model = layers.inner_loop_copy(model, stacked)
-        self._shapes = [tuple(v.shape) for v in model.trainable_variables]
-        self._sizes = [int(np.prod(shape)) for shape in self._shapes]
-        # Moving averages and the like: read by no forward pass in training mode, and never changed.
-        self._untrained = [v.numpy() for v in model.non_trainable_variables]
-        self.size = sum(self._sizes)
-        self._ways = 0  # how many outputs, once they have been counted
-
-    def check_labels(self, x: tuple[int, ...], y: np.ndarray) -> None:
-        """Raises ValueError for labels that the cross-entropy would make nothing of; other losses take any target.
-
-        Args:
-          x: the shape of one input.
-          y: the labels.
-        """
-        if self._loss is not cross_entropy:
-            return
-        if not self._ways:
-            self._ways = self._apply(tf.zeros([self.size], self.dtype), tf.zeros([1, *x]))[0].shape[-1]
-        low, high = np.min(y), np.max(y)
-        if low < 0 or high >= self._ways:
-            raise ValueError(
-                f"labels must be from 0 to {self._ways - 1}, as the network has {self._ways} outputs: these go from "
-                f"{low} to {high}"
-            )
-
-    def flatten(self, weights: Sequence[np.ndarray | tf.Tensor]) -> tf.Tensor:
-        """Joins the trainable weights, in the model's order, to one floatx [weight]."""
-        return tf.concat([tf.reshape(tf.cast(w, self.dtype), [-1]) for w in weights], axis=0)
-
-    def unflatten(self, weights: tf.Tensor) -> list[tf.Tensor]:
-        """Parts floatx [weight] into the trainable weights, in the model's order."""
-        return [tf.reshape(w, s) for w, s in zip(tf.split(weights, self._sizes), self._shapes, strict=True)]
-
-    def outputs(self, weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        """The model's outputs: floatx [stack, weight], [stack, batch, ...] to [stack, batch, ...]."""
-        return self._each(lambda w, x: self._apply(w, x)[0], weights, x)
-
-    def gradient(self, weights: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-        """The loss gradient of each task: [stack, weight], [stack, batch, ...], [stack, batch] to [stack, weight]."""
-        return self._each(self._gradient, weights, x, y)
-
-    def losses(self, weights: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-        """The loss of each task: [stack, weight], [stack, batch, ...], [stack, batch] to [stack]."""
-        return self._each(self._total_loss, weights, x, y)
-
-    def not_differentiable_twice(self) -> list[str]:
-        """The layers through which the gradient of `gradient` would be wrong (see `layers`)."""
-        return layers.not_differentiable_twice(self._model)
-
-    def _apply(self, weights, x):
-        x = tf.cast(x, self.dtype) * tf.constant(self.scale, self.dtype)
-        outputs, _, penalties = self._model.stateless_call(
-            self.unflatten(weights), self._untrained, x, training=True, return_losses=True
-        )
-        return outputs, penalties
-
-    def _gradient(self, weights, x, y):
-        with tf.GradientTape() as tape:
-            tape.watch(weights)
-            loss = self._total_loss(weights, x, y)
-        return tape.gradient(loss, weights)
-
-    def _total_loss(self, weights, x, y):
-        outputs, penalties = self._apply(weights, x)
-        return tf.add_n([self._loss(y, outputs), *penalties])
-
-    def _each(self, function, *stacks):
-        if self.stacked:
-            return tf.vectorized_map(lambda rows: function(*rows), stacks, fallback_to_while_loop=False)
-        return function(*(tf.squeeze(stack, 0) for stack in stacks))[tf.newaxis]
-
-
-class Lane:
-    """Scratch weights and optimizer of the tasks of one stack, which step together.
+class Adaptation:
+    """The inner loop on one stack of tasks, which step together: their weights, the optimizer's state, their seeds.
 
     Attributes:
       weights: floatx variable [stack, weight].
@@ -149,19 +26,31 @@ class Lane:
         self._network = network
         self._weight_decay = weight_decay
         self._is_plain_sgd = _is_plain_sgd(optimizer)
-        self._optimizer = type(optimizer).from_config(optimizer.get_config())
+        self._optimizer = copy_of(optimizer)
+        self._decayed = self._take_over_decay(optimizer)
         self.weights = tf.Variable(tf.zeros([stack, network.size], network.dtype))
         self._optimizer.build([self.weights])
         self.state = [v.value for v in self._optimizer.variables if v is not self._optimizer._learning_rate]
+        self._seeds = (
+            tf.Variable(tf.zeros([stack, len(network.facts.random), 2], tf.int64)) if network.facts.random else None
+        )
 
-    def start(self, weights: tf.Tensor, state: Sequence[tf.Tensor]) -> None:
-        """Sets every task of the stack to `weights` [weight] and the optimizer to `state` ([weight] or scalar each)."""
+    def start(self, weights: tf.Tensor, state: Sequence[tf.Tensor], seed: tf.Tensor | tuple[()]) -> None:
+        """Starts every task of the stack.
+
+        Args:
+          weights: floatx [weight].
+          state: of the optimizer, [weight] or scalar each.
+          seed: int [stack, 2], of each task's random layers; () if the network has none.
+        """
         self.weights.assign(tf.broadcast_to(weights, self.weights.shape))
         for slot, value in zip(self.state, state, strict=True):
             slot.assign(tf.broadcast_to(value, slot.shape))
+        if self._seeds is not None:
+            self._seeds.assign(self._network.start_seeds(seed))
 
     def adapt(self, tasks: Tasks, minibatches: tf.Tensor) -> tf.Tensor:
-        """Takes one optimizer step on each minibatch, from where the lane stands.
+        """Takes one optimizer step on each minibatch, from where the tasks stand.
 
         Args:
           tasks: [stack, ...], whose pools the minibatches index.
@@ -173,15 +62,19 @@ class Lane:
         for step in tf.range(tf.shape(minibatches)[1]):
             if self._weight_decay != 1:
                 self.weights.assign(self.weights * tf.constant(self._weight_decay, self.weights.dtype))
-            x, y = _samples(tasks, minibatches[:, step])
-            self._optimizer.apply([self._network.gradient(self.weights.value(), x, y)], [self.weights])
+            gradient = self._gradient(self.weights.value(), tasks, minibatches[:, step])
+            if self._decayed is not None:
+                rate = tf.cast(self._optimizer.learning_rate, self.weights.dtype)
+                self.weights.assign_sub(self.weights * self._decayed * rate)
+            self._optimizer.apply([gradient], [self.weights])
+            self.weights.assign(self._network.constrained(self.weights.value()))
         return self.weights.value()
 
     def sgd_step(self, weights: tf.Tensor, tasks: Tasks, samples: tf.Tensor) -> tf.Tensor:
         """One step of plain SGD as a function, through which a gradient passes; an optimizer's step is an assignment.
 
         Args:
-          weights: floatx [stack, weight] to step from; the lane's own are neither read nor changed.
+          weights: floatx [stack, weight] to step from; the adaptation's own are neither read nor changed.
           tasks: [stack, ...].
           samples: int32 [stack, sample], the minibatch.
 
@@ -193,22 +86,51 @@ class Lane:
         """
         if not self._is_plain_sgd:
             raise ValueError("MAML differentiates through the inner steps, which must be plain SGD (--sgd)")
-        if names := self._network.not_differentiable_twice():
+        if names := layers.not_differentiable_twice(self._network.model):
             raise ValueError(
-                f"MAML cannot differentiate twice through {', '.join(names)}: use batch norm in a flat functional model"
+                f"MAML cannot differentiate twice through {', '.join(names)}: use BatchNormalization in float32 or "
+                "float64 instead"
             )
         if self._weight_decay != 1:
             weights *= tf.constant(self._weight_decay, weights.dtype)
         rate = tf.cast(self._optimizer.learning_rate, weights.dtype)
-        return weights - rate * self._network.gradient(weights, *_samples(tasks, samples))
+        return self._network.constrained(weights - rate * self._gradient(weights, tasks, samples))
 
     def losses(self, weights: tf.Tensor, tasks: Tasks, samples: tf.Tensor) -> tf.Tensor:
         """The loss at `weights` on a minibatch: [stack, weight], tasks and int32 [stack, sample] to [stack]."""
-        return self._network.losses(weights, *_samples(tasks, samples))
+        return self._network.losses(weights, *_samples(tasks, samples), self._seeds)
 
     def outputs(self, x: tf.Tensor) -> tf.Tensor:
-        """The network's outputs with the lane's weights: [stack, batch, ...] to [stack, batch, ...]."""
+        """The network's outputs with the tasks' weights: [stack, batch, ...] to [stack, batch, ...]."""
         return self._network.outputs(self.weights.value(), x)
+
+    def _gradient(self, weights: tf.Tensor, tasks: Tasks, samples: tf.Tensor) -> tf.Tensor:
+        """The loss gradient, [stack, weight]; the random layers' seeds go on."""
+        gradient, seeds = self._network.gradient(weights, *_samples(tasks, samples), self._seeds)
+        if self._seeds is not None:
+            self._seeds.assign(seeds)
+        return gradient
+
+    def _take_over_decay(self, optimizer: keras.Optimizer) -> tf.Tensor | None:
+        """The optimizer's weight decay for each weight, [weight], if it leaves out some variables; else None.
+
+        Keras leaves out whole variables: the excluded, and those without a gradient. The optimizer here sees one
+        vector, so that it decays none by itself then.
+        """
+        variables, connected = self._network.trainable, self._network.facts.connected
+        decays = [on and optimizer._use_weight_decay(v) for v, on in zip(variables, connected, strict=True)]
+        if not optimizer.weight_decay or all(decays):
+            return None
+        self._optimizer.weight_decay = None
+        return self._network.flatten([tf.fill(v.shape, d * optimizer.weight_decay) for v, d in zip(variables, decays)])
+
+
+def copy_of(optimizer: keras.Optimizer) -> keras.Optimizer:
+    """A stock optimizer that has not stepped, with the settings of another."""
+    config = optimizer.get_config()
+    if not isinstance(optimizer._learning_rate, keras.Variable):
+        config["learning_rate"] = optimizer._learning_rate  # a schedule: the same object, which Keras may not rebuild
+    return type(optimizer)(**config)
 
 
 def _is_plain_sgd(optimizer: keras.Optimizer) -> bool:
@@ -225,55 +147,79 @@ def _samples(tasks: Tasks, samples: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 class InnerLoop:
-    """Tasks side by side: in one stack, or in independent lanes of one graph that share the CPU's cores.
+    """The inner loop on several tasks: side by side (stacked, or in branches of one graph) or one after another.
 
     Args:
-      network: what to adapt; `network.stacked` chooses between one stack and lanes of one task each.
+      network: what to adapt. `network.stacked` chooses between one stack of all tasks, and branches of one task each,
+        which share the cores of a CPU.
       optimizer: a stock elementwise Keras optimizer, taken as a pattern (it is not touched).
       tasks: how many tasks run side by side.
       weight_decay: the factor on all weights before every step (1: none).
-
-    Raises:
-      ValueError: the optimizer does not treat every weight by itself, so that it would mix layers or tasks.
+      sequential: run any number of tasks one after another instead, the optimizer's state (not the weights) passed on.
     """
 
-    def __init__(self, network: Network, optimizer: keras.Optimizer, tasks: int, weight_decay: float = 1.0):
-        if type(optimizer) not in ELEMENTWISE:
-            names = ", ".join(kind.__name__ for kind in ELEMENTWISE)
-            raise ValueError(f"the inner optimizer must be elementwise: one of {names}, not {optimizer.name}")
-        for setting in ("clipnorm", "global_clipnorm", "use_ema", "gradient_accumulation_steps"):
-            if getattr(optimizer, setting):
-                raise ValueError(f"the inner optimizer must be elementwise: unset {setting}")
-        stack = tasks if network.stacked else 1
-        self.lanes = [Lane(network, optimizer, stack, weight_decay) for _ in range(tasks // stack)]
+    def __init__(
+        self,
+        network: Network,
+        optimizer: keras.Optimizer,
+        tasks: int = 1,
+        *,
+        weight_decay: float = 1.0,
+        sequential: bool = False,
+    ):
+        self._sequential = sequential
+        self._stack = tasks if network.stacked and not sequential else 1
+        count = 1 if sequential else tasks // self._stack
+        self._adaptations = [Adaptation(network, optimizer, self._stack, weight_decay) for _ in range(count)]
 
     def initial_state(self) -> list[tf.Tensor]:
         """The state of an optimizer that has not stepped: [weight] or scalar each."""
-        return [slot[0] if slot.shape.rank else slot.value() for slot in self.lanes[0].state]
+        return [slot[0] if slot.shape.rank else slot.value() for slot in self._adaptations[0].state]
 
-    def map(
+    def run(
         self,
-        function: Callable[[Lane, Tasks], tf.Tensor],
+        function: Callable[..., tf.Tensor],
         tasks: Tasks,
         weights: tf.Tensor,
         state: Sequence[tf.Tensor],
-    ) -> tf.Tensor:
-        """Runs `function` on every lane and its share of the tasks, each starting from `weights` and `state`.
+        *more: tf.Tensor,
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Adapts to every task from `weights` and `state`.
+
+        Args:
+          function: of an `Adaptation`, its share of the tasks and of `more`; gives one floatx row per task.
+          tasks: [task, ...].
+          weights: floatx [weight].
+          state: the optimizer's, [weight] or scalar each.
+          more: [task, ...] each.
 
         Returns:
-          The results, [task, ...].
+          The results, [task, ...], and the optimizer's state afterwards: averaged over tasks that ran side by side
+          (counts are the same in all), that of the last task where they ran one after another.
         """
+        if self._sequential:
+            return self._one_after_another(function, tasks, weights, state, *more)
         results = []
-        for i, lane in enumerate(self.lanes):
-            lane.start(weights, state)
-            stack = lane.weights.shape[0]
-            share = tf.nest.map_structure(lambda a, at=i * stack, n=stack: a[at : at + n], tasks)
-            results.append(function(lane, share))
-        return tf.concat(results, axis=0)
+        for i, adaptation in enumerate(self._adaptations):
+            first = i * self._stack
+            share, *others = tf.nest.map_structure(lambda a, at=first: a[at : at + self._stack], [tasks, *more])
+            adaptation.start(weights, state, share.seed)
+            results.append(function(adaptation, share, *others))
+        states = zip(*(adaptation.state for adaptation in self._adaptations), strict=True)
+        return tf.concat(results, axis=0), [
+            tf.reduce_mean(tf.concat(slots, 0), 0) if slots[0].shape.rank else slots[0].value() for slots in states
+        ]
 
-    def merged_state(self) -> list[tf.Tensor]:
-        """The optimizer states of all tasks made one: moments averaged, counts (equal everywhere) taken over."""
-        merged = []
-        for slots in zip(*(lane.state for lane in self.lanes), strict=True):
-            merged.append(tf.reduce_mean(tf.concat(slots, 0), 0) if slots[0].shape.rank else slots[0].value())
-        return merged
+    def _one_after_another(self, function, tasks, weights, state, *more):
+        (adaptation,) = self._adaptations
+        for slot, value in zip(adaptation.state, state, strict=True):
+            slot.assign(tf.broadcast_to(value, slot.shape))
+
+        def one(i: tf.Tensor) -> tf.Tensor:
+            share, *others = tf.nest.map_structure(lambda a: a[i : i + 1], [tasks, *more])
+            passed_on = [slot[0] if slot.shape.rank else slot.value() for slot in adaptation.state]
+            adaptation.start(weights, passed_on, share.seed)
+            return function(adaptation, share, *others)[0]
+
+        results = tf.map_fn(one, tf.range(tf.shape(tasks.y)[0]), fn_output_signature=weights.dtype)
+        return results, [slot[0] if slot.shape.rank else slot.value() for slot in adaptation.state]

@@ -13,10 +13,12 @@ def omniglot(classes: int, filters: int = 64) -> keras.Sequential:
     """
     model = keras.Sequential([layers.Input((28, 28, 1))], name="omniglot")
     for block in range(1, 5):
-        model.add(layers.Conv2D(filters, 3, strides=2, padding="same", name=f"conv{block}"))
+        model.add(
+            layers.Conv2D(filters, 3, strides=2, padding="same", data_format="channels_last", name=f"conv{block}")
+        )
         model.add(layers.BatchNormalization(name=f"norm{block}"))
         model.add(layers.ReLU(name=f"relu{block}"))
-    model.add(layers.Flatten(name="flatten"))
+    model.add(layers.Flatten(data_format="channels_last", name="flatten"))
     model.add(layers.Dense(classes, name="logits"))
     return model
 
@@ -30,10 +32,10 @@ def miniimagenet(classes: int, filters: int = 32) -> keras.Sequential:
     """
     model = keras.Sequential([layers.Input((84, 84, 3))], name="miniimagenet")
     for block in range(1, 5):
-        model.add(layers.Conv2D(filters, 3, padding="same", name=f"conv{block}"))
+        model.add(layers.Conv2D(filters, 3, padding="same", data_format="channels_last", name=f"conv{block}"))
         model.add(layers.BatchNormalization(name=f"norm{block}"))
-        model.add(layers.MaxPooling2D(2, strides=2, padding="same", name=f"pool{block}"))
+        model.add(layers.MaxPooling2D(2, strides=2, padding="same", data_format="channels_last", name=f"pool{block}"))
         model.add(layers.ReLU(name=f"relu{block}"))
-    model.add(layers.Flatten(name="flatten"))
+    model.add(layers.Flatten(data_format="channels_last", name="flatten"))
     model.add(layers.Dense(classes, name="logits"))
     return model

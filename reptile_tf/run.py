@@ -20,7 +20,7 @@ from reptile_tf.benchmarks import BENCHMARKS, Benchmark, Sets
 from reptile_tf.checkpoint import Checkpoint, RunFolder
 from reptile_tf.data import ImageClasses
 from reptile_tf.errors import UserError
-from reptile_tf.evaluate import Evaluator, meta_test_both_ways
+from reptile_tf.evaluate import Evaluator, meta_test_in_both_ways
 from reptile_tf.meta import MetaLearner
 from reptile_tf.progress import say
 from reptile_tf.settings import Settings, SettingsError, flag
@@ -104,7 +104,7 @@ def _run(
     evaluator, began = Evaluator(learner), time.monotonic()
     results = {}
     for part, classes in sets.items():
-        both = meta_test_both_ways(learner, classes, settings, evaluator=evaluator, progress=f"{part} tasks")
+        both = meta_test_in_both_ways(learner, classes, settings, evaluator=evaluator, progress=f"{part} tasks")
         asked, other = both[settings.transductive], both[not settings.transductive]
         way = "not transductive" if settings.transductive else "transductive"
         say(f"{part} accuracy: {asked}; {way}: {other}")

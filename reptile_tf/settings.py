@@ -4,6 +4,7 @@ Nothing here imports TensorFlow, so that `--help` and a mistyped flag answer at 
 """
 
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -90,7 +91,8 @@ class Settings:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+            value = _of_type(field.type, getattr(self, field.name), field.name)
+            object.__setattr__(self, field.name, value)  # the dataclass is frozen
             low, high, choices = (field.metadata[name] for name in ("low", "high", "choices"))
             high = high or MOST.get(field.type)
             if low is not None and value > high:  # which may have more digits than Python prints
@@ -153,8 +155,8 @@ class Settings:
             "batch": self.inner_batch,
             "steps": self.inner_iters,
             "replacement": self.replacement,
-            "foml": self.last_minibatch_apart,
-            "tail_shots": self.foml_tail,
+            "query": self.last_minibatch_apart,
+            "query_shots": self.foml_tail,
             "seed": self.seed,
             "count": self.meta_batch,
         }
@@ -185,6 +187,20 @@ class Settings:
         """The outer step size of a meta-iteration, counted from 0: linear, as eps_i in the original code."""
         done = iteration / self.meta_iters
         return done * self.meta_step_final + (1 - done) * self.meta_step
+
+
+def _of_type(wanted: type, value: Any, name: str) -> Any:
+    """A setting's value as its type: whole numbers may be written as floats, and NumPy's numbers are as good."""
+    if hasattr(value, "item") and not isinstance(value, str):  # NumPy's
+        value = value.item()
+    if wanted is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if wanted is float and type(value) is int:
+        return float(value) if abs(value) < 2**1023 else math.inf
+    if type(value) is not wanted:
+        what = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}[wanted]
+        raise SettingsError(f"{flag(name)} must be {what}, not {value!r}")
+    return value
 
 
 def _determines(field: dataclasses.Field) -> bool:

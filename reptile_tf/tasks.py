@@ -22,13 +22,16 @@ class Tasks(NamedTuple):
       x: [task, sample, ...] inputs before scaling (uint8 images, say).
       y: [task, sample] targets; int32 labels for a classifier.
       minibatches: int32 [task, step, sample in minibatch], indices into the pool.
-      tail: int32 [task, 1, sample in minibatch], the last minibatch of first-order MAML; elsewhere () (no array).
+      query: int32 [task, 1, sample in minibatch], the query minibatch of MAML, first-order or not: the last of the k,
+        which `minibatches` then lacks. Elsewhere () (no array).
+      seed: int32 [task, 2], what each task's random layers start from; () where the network has none.
     """
 
     x: np.ndarray
     y: np.ndarray
     minibatches: np.ndarray
-    tail: np.ndarray | tuple[()] = ()
+    query: np.ndarray | tuple[()] = ()
+    seed: np.ndarray | tuple[()] = ()
 
 
 class EvalTasks(NamedTuple):
@@ -50,6 +53,11 @@ def generator(seed: int, stream: int, iteration: int, task: int) -> np.random.Ge
     return np.random.Generator(
         np.random.Philox(key=np.array([seed, stream], np.uint64), counter=[0, 0, task, iteration])
     )
+
+
+def seed_of(rng: np.random.Generator) -> np.ndarray:
+    """What the random layers of a task start from, int32 [2]: the last thing to be drawn for it."""
+    return rng.integers(2**31 - 2, size=2, dtype=np.int32)
 
 
 def check_enough(classes: ImageClasses, way: int, images: int, purpose: str) -> None:
@@ -105,8 +113,8 @@ def training_tasks(
     batch: int,
     steps: int,
     replacement: bool = False,
-    foml: bool = False,
-    tail_shots: int = 0,
+    query: bool = False,
+    query_shots: int = 0,
     seed: int,
     iteration: int,
     first: int = 0,
@@ -121,8 +129,8 @@ def training_tasks(
       batch: samples of a minibatch.
       steps: minibatches of a task, k.
       replacement: see `deal_minibatches`.
-      foml: part the last minibatch from the others, for first-order MAML.
-      tail_shots: set this many images of each class aside, and let them all be the last minibatch.
+      query: keep the last minibatch apart as the query minibatch, for MAML and its first-order form.
+      query_shots: with `query`, set so many images of each class aside, and let all of them be the query minibatch.
       seed: of the run.
       iteration: counts meta-iterations from 0.
       first: number of the first task.
@@ -131,24 +139,24 @@ def training_tasks(
     Returns:
       Tasks with uint8 [count, way * shots, height, width, channel] images.
     """
-    images, minibatches, tails = [], [], []
-    # Image s of class c is sample c * shots + s of the pool; the last `tail_shots` of each class are set aside.
+    query = query or bool(query_shots)
+    images, minibatches, queries, seeds = [], [], [], []
+    # Image s of class c is sample c * shots + s of the pool; the last `query_shots` of each class are set aside.
     pool = np.arange(way * shots, dtype=np.int32).reshape(way, shots)
-    used, aside = pool[:, : shots - tail_shots].ravel(), pool[:, shots - tail_shots :].ravel()
+    used, aside = pool[:, : shots - query_shots].ravel(), pool[:, shots - query_shots :].ravel()
     for task in range(first, first + count):
         rng = generator(seed, TRAINING, iteration, task)
         images.append(_pool(draw_images(classes, way, shots, rng)))
-        dealt = used[deal_minibatches(used.size, batch, steps - bool(tail_shots), replacement, rng)]
-        if tail_shots:
-            dealt = (dealt, aside[np.newaxis])
-        elif foml:
-            dealt = (dealt[:-1], dealt[-1:])
-        else:
-            dealt = (dealt, ())
-        minibatches.append(dealt[0])
-        tails.append(dealt[1])
+        dealt = used[deal_minibatches(used.size, batch, steps - bool(query_shots), replacement, rng)]
+        if query_shots:
+            queries.append(aside[np.newaxis])
+        elif query:
+            dealt, last = dealt[:-1], dealt[-1:]
+            queries.append(last)
+        minibatches.append(dealt)
+        seeds.append(seed_of(rng))
     labels = np.tile(np.repeat(np.arange(way, dtype=np.int32), shots), (count, 1))
-    return Tasks(np.stack(images), labels, np.stack(minibatches), np.stack(tails) if foml else ())
+    return Tasks(np.stack(images), labels, np.stack(minibatches), np.stack(queries) if query else (), np.stack(seeds))
 
 
 def evaluation_tasks(
@@ -183,15 +191,17 @@ def evaluation_tasks(
     Returns:
       EvalTasks with uint8 [count, way * shots, …] support and [count, way, …] query images.
     """
-    support, query, minibatches = [], [], []
+    support, query, minibatches, seeds = [], [], [], []
     for task in range(first, first + count):
         rng = generator(seed, stream, iteration, task)
         drawn = draw_images(classes, way, shots + 1, rng)
         query.append(drawn[:, -1])
         support.append(_pool(drawn[:, :-1]))
         minibatches.append(deal_minibatches(way * shots, batch, steps, replacement, rng))
+        seeds.append(seed_of(rng))
     label = np.arange(way, dtype=np.int32)
-    pool = Tasks(np.stack(support), np.tile(np.repeat(label, shots), (count, 1)), np.stack(minibatches))
+    labels = np.tile(np.repeat(label, shots), (count, 1))
+    pool = Tasks(np.stack(support), labels, np.stack(minibatches), seed=np.stack(seeds))
     return EvalTasks(pool, np.stack(query), np.tile(label, (count, 1)))
 
 

@@ -58,6 +58,7 @@ def export(learner: "MetaLearner", out: str | os.PathLike, inner_steps: int = 10
     Raises:
       UserError: a layer or optimizer that TensorFlow.js would compute differently; a folder that cannot be written to.
     """
+    _check_trainable(learner.model)
     model, kept = _without_idle_biases(learner.model)
     weights = [value for value, keep in zip(learner.network.unflatten(learner.phi), kept, strict=True) if keep]
     for variable, value in zip(model.trainable_variables, weights, strict=True):
@@ -82,7 +83,7 @@ def export(learner: "MetaLearner", out: str | os.PathLike, inner_steps: int = 10
     contents["learner.json"] = _json(
         {
             "ways": way,
-            "filters": model.layers[0].filters,
+            "filters": getattr(model.layers[0], "filters", None),
             "inner_steps": inner_steps,
             "scale": learner.network.scale,
             "weight_decay": learner.weight_decay,
@@ -107,11 +108,11 @@ def _without_idle_biases(model: "keras.Model") -> tuple["keras.Model", list[bool
     """
     import keras
 
-    from reptile_tf.layers import has_idle_bias
+    from reptile_tf.layers import idle_biases
 
     if not isinstance(model, keras.Sequential):
         raise UserError("only a keras.Sequential model exports: a chain of layers")
-    idle = [has_idle_bias(layer) for layer in model.layers]
+    idle = [layer in idle_biases(model) for layer in model.layers]
     copy = keras.Sequential([keras.layers.Input(model.input_shape[1:])], name=model.name)
     for layer, unbiased in zip(model.layers, idle, strict=True):
         copy.add(type(layer).from_config(layer.get_config() | ({"use_bias": False} if unbiased else {})))
@@ -140,6 +141,13 @@ def _layers(model: "keras.Sequential") -> list[dict[str, Any]]:
         configs.append({"class_name": kind, "config": told})
     configs[0]["config"] |= {"batch_input_shape": list(model.input_shape), "dtype": "float32"}
     return configs
+
+
+def _check_trainable(model: "keras.Model") -> None:
+    """Raises UserError unless the browser, which adapts all weights and has batch norm use the batch, does the same."""
+    for layer in model._flatten_layers(include_self=False):
+        if layer.variables and not layer.trainable:
+            raise UserError(f"layer {layer.name} is frozen, which does not export: the browser adapts all weights")
 
 
 def _check_layer(kind: str, config: dict[str, Any]) -> None:
@@ -186,7 +194,7 @@ def _reference(model: "keras.Model", learner: "MetaLearner", moments: list[np.nd
     import keras
     import tensorflow as tf
 
-    from reptile_tf.inner_loop import cross_entropy
+    from reptile_tf.network import cross_entropy
 
     exact = keras.Sequential([keras.layers.Input(model.input_shape[1:], dtype="float64")])
     for layer in model.layers:

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -17,9 +18,10 @@ from reptile_tf.cluster import ALONE, Cluster
 from reptile_tf.data.image_classes import ImageClasses
 from reptile_tf.errors import UserError
 from reptile_tf.evaluate import Accuracy, Evaluator, accuracy_by_task
-from reptile_tf.meta import MetaGradient, MetaLearner, NotFiniteError, foml, maml, partial_sum, reptile
+from reptile_tf.meta import MetaGradient, MetaLearner, foml, maml, partial_sum, reptile
 from reptile_tf.progress import Progress, say
 from reptile_tf.settings import Settings
+from reptile_tf.state import NotFiniteError
 
 # The running accuracy is that of so many tasks of the latest looks.
 RUNNING_TASKS = 100
@@ -51,6 +53,7 @@ def meta_train(
       settings: the paper's hyperparameters.
       held_out: classes to look at while training; without them there is no learning curve.
       folder: where checkpoints go and come from; without it nothing is written. Only the chief of a cluster uses it.
+        It is locked meanwhile, and refused if it holds a run with other settings or classes.
       stacked: see `MetaLearner`.
       cluster: the workers that train together, from `cluster.join`.
 
@@ -58,8 +61,8 @@ def meta_train(
       The learner, to be evaluated; its model is the one given.
 
     Raises:
-      UserError: too few classes or images; a model for other images or ways; a checkpoint that does not fit; a loss
-        that is not finite; another worker is gone.
+      UserError: too few classes or images; a model for other images or ways; a folder of another run, or one that
+        cannot be used; a loss that is not finite; another worker is gone.
       Interrupted: SIGINT or SIGTERM, here or on another worker; what was done is in the folder and the model.
     """
     learner, checkpoint = make_learner(model, settings, classes.scale, stacked, cluster), None
@@ -69,21 +72,30 @@ def meta_train(
     for part in filter(None, (classes, held_out)):
         if same := part.without_variety():
             say(f"warning: all images of a class are the same in {len(same)} of {len(part)}, such as {same[0]}")
-    if folder is not None:
-        checkpoint = folder.load()
-    if checkpoint is None:
-        checkpoint = Checkpoint(0, 0.0, learner.state(), np.zeros([0, 3]))
-    elif checkpoint.iteration:
-        say(f"going on from meta-iteration {checkpoint.iteration}")
-    restore(learner, checkpoint)
-    if cluster.count > 1:
-        checkpoint = checkpoint._replace(iteration=take_from_chief(learner, checkpoint.iteration))
-    try:
-        if checkpoint.iteration < settings.meta_iters:
-            _train(learner, classes, settings, held_out, folder, checkpoint)
-    finally:
-        learner.update_model()
+    with contextlib.ExitStack() as held:
+        if folder is not None:
+            if not folder.is_claimed:
+                held.enter_context(folder.claimed(_library_config(settings, classes, held_out)))
+            checkpoint = folder.load()
+        if checkpoint is None:
+            checkpoint = Checkpoint(0, 0.0, learner.state(), np.zeros([0, 3]))
+        elif checkpoint.iteration:
+            say(f"going on from meta-iteration {checkpoint.iteration}")
+        restore(learner, checkpoint)
+        if cluster.count > 1:
+            checkpoint = checkpoint._replace(iteration=take_from_chief(learner, checkpoint.iteration))
+        try:
+            if checkpoint.iteration < settings.meta_iters:
+                _train(learner, classes, settings, held_out, folder, checkpoint)
+        finally:
+            learner.update_model()
     return learner
+
+
+def _library_config(settings: Settings, classes: ImageClasses, held_out: ImageClasses | None) -> dict[str, Any]:
+    """What a folder is claimed with unless a command has done so: with other settings or classes it is refused."""
+    split = {"train": list(classes.names)} | ({"held out": list(held_out.names)} if held_out is not None else {})
+    return {"benchmark": "library", "settings": settings.determining_weights(), "split": split}
 
 
 def check_fit(model: keras.Model, image: tuple[int, ...], way: int) -> None:
@@ -115,7 +127,7 @@ def make_learner(
         keras.optimizers.Adam() if settings.meta_optimizer == "adam" else keras.optimizers.SGD(),
         meta_gradient=_meta_gradient(settings),
         meta_batch=settings.meta_batch,
-        in_turn=settings.in_turn,
+        sequential=settings.in_turn,
         stacked=stacked,
         weight_decay=settings.weight_decay,
         scale=scale,

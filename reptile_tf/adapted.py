@@ -1,0 +1,174 @@
+"""A learner's network after it has learned one task from a few examples."""
+
+import os
+import tempfile
+import warnings
+from typing import TYPE_CHECKING
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from reptile_tf import checks, layers
+from reptile_tf.inner_loop import Adaptation, InnerLoop
+from reptile_tf.network import Network
+from reptile_tf.state import NotFiniteError
+from reptile_tf.tasks import EVALUATION, Tasks, deal_minibatches, generator, seed_of
+
+if TYPE_CHECKING:
+    from reptile_tf.meta import MetaLearner
+
+
+class Adapter:
+    """Adapts a learner to one task at a time, by programs that are compiled once for support sets of any size.
+
+    Args:
+      learner: read at every call, never changed.
+    """
+
+    def __init__(self, learner: "MetaLearner"):
+        self.network = learner.network.unstacked()
+        self._learner = learner
+        self._inner = InnerLoop(self.network, learner.inner_optimizer, weight_decay=learner.weight_decay)
+        self._programs: dict[tuple, tf.types.experimental.PolymorphicFunction] = {}
+        self._inputs = tf.TensorSpec([1, None, *self.network.facts.input_shape], self.network.dtype)
+        weights = tf.TensorSpec([1, None], self.network.dtype)
+        self.predictions = tf.function(self.network.predictions, input_signature=[weights, self._inputs, self._inputs])
+
+    def adapt(self, x: np.ndarray, y: np.ndarray, steps: int, batch: int, seed: int) -> "Adapted":
+        """See `MetaLearner.adapt`."""
+        x, y = np.asarray(x), np.asarray(y)
+        rng = generator(seed, EVALUATION, 0, 0)
+        dealt = deal_minibatches(len(x), batch, steps, False, rng)
+        seeds = seed_of(rng)[np.newaxis] if self.network.facts.random else ()
+        task = checks.tasks(self.network, Tasks(x[np.newaxis], y[np.newaxis], dealt[np.newaxis], seed=seeds))
+        x = x.astype(self.network.dtype.as_numpy_dtype)
+        weights = self._program(task)(task._replace(x=x[np.newaxis]))[0].numpy()
+        if not np.isfinite(weights).all():
+            raise NotFiniteError(["adapted weights"])
+        return Adapted(self, weights, x)
+
+    def _program(self, task: Tasks) -> tf.types.experimental.PolymorphicFunction:
+        """The compiled adaptation to a task of targets of this kind."""
+        kind = task.y.dtype, task.y.shape[2:]
+        if kind not in self._programs:
+            signature = Tasks(
+                self._inputs,
+                tf.TensorSpec([1, None, *task.y.shape[2:]], task.y.dtype),
+                tf.TensorSpec([1, None, None], tf.int32),
+                seed=tf.TensorSpec([1, 2], tf.int32) if self.network.facts.random else (),
+            )
+            self._programs[kind] = tf.function(self._adapted_weights, input_signature=[signature])
+        return self._programs[kind]
+
+    def _adapted_weights(self, task: Tasks) -> tf.Tensor:
+        def adapted(adaptation: Adaptation, task: Tasks) -> tf.Tensor:
+            return adaptation.adapt(task, task.minibatches)
+
+        return self._inner.run(adapted, task, self._learner.phi, self._learner.inner_state)[0]
+
+
+class Adapted:
+    """What `MetaLearner.adapt` gives: it classifies new inputs as the paper's evaluation does.
+
+    Attributes:
+      weights: floatx [weight], the network's trainable weights after the adaptation.
+    """
+
+    def __init__(self, adapter: Adapter, weights: np.ndarray, support_x: np.ndarray):
+        self._adapter = adapter
+        self._support_x = support_x
+        self.weights = weights
+
+    def outputs(self, x: np.ndarray, *, transductive: bool = False) -> np.ndarray:
+        """The network's outputs (logits) for new inputs, floatx [query, ...].
+
+        Args:
+          x: [query, ...] before scaling, as `adapt` takes them.
+          transductive: classify all of them in one batch, so that they share batch-norm statistics; else each in a
+            batch with the whole support set.
+
+        Raises:
+          ValueError: inputs of another shape than the model's.
+        """
+        network = self._adapter.network
+        checks.inputs(network, np.shape(x)[1:])
+        x = np.asarray(x, network.dtype.as_numpy_dtype)
+        stacks = (array[np.newaxis] for array in (self.weights, self._support_x, x))
+        return self._adapter.predictions(*stacks)[transductive][0].numpy()
+
+    def predict(self, x: np.ndarray, *, transductive: bool = False) -> np.ndarray:
+        """The labels of new inputs, int [query]: of the largest output each. Arguments and errors: see `outputs`."""
+        return self.outputs(x, transductive=transductive).argmax(-1)
+
+    def model(self) -> keras.Model:
+        """A Keras model with weights of its own, the adapted ones, whose ordinary `predict` needs no support set.
+
+        It takes inputs after scaling. The moving averages of its batch norms are the statistics of the support set;
+        called with training=True it uses the batch at hand, as the evaluation does. Where Keras cannot rebuild the
+        learner's model, this one computes by its layers, and cannot be saved.
+        """
+        network = self._adapter.network
+        model = _copy(network)
+        for variable, value in zip(model.trainable_variables, network.unflatten(self.weights), strict=True):
+            variable.assign(value)
+        _set_moving_averages(model, network._scaled(tf.constant(self._support_x)))
+        return model
+
+
+def _copy(network: Network) -> keras.Model:
+    """A model with the same layers and weights, independent of the network's."""
+    kinds = {type(layer).__name__: type(layer) for layer in network.model._flatten_layers()}
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lambda layers are unsafe in files from others; this one is from here
+        path = os.path.join(folder, "model.keras")
+        try:
+            network.model.save(path)
+            copy = keras.saving.load_model(path, custom_objects=kinds, compile=False, safe_mode=False)
+            Network(copy, network.loss, network.scale)
+        except Exception:  # layers without get_config and the like: anything may be raised
+            return _WithOwnWeights(network.model)
+    of_copy, of_model = ([v.numpy() for v in model.variables] for model in (copy, network.model))
+    alike = len(of_copy) == len(of_model) and all(map(np.array_equal, of_copy, of_model))
+    return copy if alike else _WithOwnWeights(network.model)
+
+
+class _WithOwnWeights(keras.Model):
+    """A model that computes by another's layers, with weights of its own."""
+
+    def __init__(self, model: keras.Model):
+        super().__init__(name=model.name)
+        self._by = (lambda: model,)  # which Keras does not track: its weights are not this one's
+        self._theirs = tuple(lambda v=v: v for v in model.variables)
+        self._ours = [
+            self.add_weight(shape=v.shape, dtype=v.dtype, trainable=v.trainable, name=v.path.replace("/", "_"))
+            for v in model.variables
+        ]
+        trainable = {id(v) for v in model.trainable_variables}
+        for ours, v in zip(self._ours, model.variables, strict=True):
+            ours.assign(v)
+            ours.trainable = id(v) in trainable
+        self.built = True
+
+    def call(self, inputs, training=False):
+        (model,) = self._by
+        theirs = [variable() for variable in self._theirs]
+        values = [(variable, ours.value) for variable, ours in zip(theirs, self._ours, strict=True)]
+        with keras.StatelessScope(state_mapping=values) as scope:
+            outputs = model()(inputs, training=training)
+        for variable, ours in zip(theirs, self._ours, strict=True):
+            if (new := scope.get_current_value(variable)) is not ours.value:
+                ours.assign(new)
+        return outputs
+
+
+def _set_moving_averages(model: keras.Model, support_x: tf.Tensor) -> None:
+    """Makes the support set's statistics the moving averages of all batch norms that adapt."""
+    norms = [one for one in model._flatten_layers() if isinstance(one, keras.layers.BatchNormalization)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    with layers.standing_in(model, classifying=True, only=lambda layer: layer not in norms):
+        model(support_x, training=True)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

@@ -1,0 +1,107 @@
+"""What is checked of tasks and optimizers, once, where they come in."""
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from reptile_tf.network import Network, cross_entropy
+from reptile_tf.tasks import Tasks
+
+# Stock optimizers that treat every weight by itself, as a flat vector of all weights needs. (LAMB, Muon and Adafactor
+# do not; schedule-free AdamW keeps weights in its state.)
+ELEMENTWISE = (
+    keras.optimizers.SGD,
+    keras.optimizers.Adam,
+    keras.optimizers.AdamW,
+    keras.optimizers.Nadam,
+    keras.optimizers.Adamax,
+    keras.optimizers.RMSprop,
+    keras.optimizers.Adagrad,
+    keras.optimizers.Adadelta,
+    keras.optimizers.Lion,
+    keras.optimizers.Ftrl,
+)
+
+
+def inner_optimizer(optimizer: keras.Optimizer) -> None:
+    """Raises ValueError unless an inner optimizer is elementwise, has not stepped, and runs in a graph."""
+    _elementwise(optimizer, "inner")
+    rate = optimizer._learning_rate
+    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        try:
+            rate.get_config()
+            tf.function(rate.__call__).get_concrete_function(tf.TensorSpec([], tf.int64))
+        except Exception as error:  # a user's schedule may raise anything
+            line = next(iter(str(error).splitlines()), "")
+            raise ValueError(
+                f"the learning-rate schedule {type(rate).__name__} must run in a graph and have get_config: write it "
+                f"with keras.ops ({type(error).__name__}: {line})"
+            ) from error
+    elif not isinstance(rate, keras.Variable):
+        raise ValueError("the inner optimizer's learning rate must be a number or a LearningRateSchedule")
+
+
+def outer_optimizer(optimizer: keras.Optimizer) -> None:
+    """Raises ValueError unless an outer optimizer is elementwise, has not stepped, and has no rate of its own."""
+    if isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+        raise ValueError("the outer optimizer's learning rate is the meta-step of each step: give it no schedule")
+    _elementwise(optimizer, "outer")
+    if getattr(optimizer, "_exclude_from_weight_decay", None) or getattr(
+        optimizer, "_exclude_from_weight_decay_pattern", None
+    ):
+        raise ValueError("the outer optimizer sees one vector of all weights: exclude none from its weight decay")
+
+
+def _elementwise(optimizer: keras.Optimizer, which: str) -> None:
+    if type(optimizer) not in ELEMENTWISE:
+        names = ", ".join(kind.__name__ for kind in ELEMENTWISE)
+        raise ValueError(f"the {which} optimizer must be elementwise: one of {names}, not {type(optimizer).__name__}")
+    for setting in ("clipnorm", "global_clipnorm", "use_ema", "gradient_accumulation_steps"):
+        if getattr(optimizer, setting):
+            raise ValueError(f"the {which} optimizer must be elementwise: unset {setting}")
+    if int(optimizer.iterations):
+        raise ValueError(f"the {which} optimizer has taken steps already: give a new one")
+
+
+def tasks(network: Network, given: Tasks) -> Tasks:
+    """Tasks as the network takes them: labels that are whole numbers become int32.
+
+    Raises:
+      ValueError: inputs of another shape than the model's; another number of targets than of inputs; labels that the
+        network has no output for; minibatches of samples that are not there; random layers, but no seeds.
+    """
+    inputs(network, given.x.shape[2:])
+    if np.shape(given.y)[:2] != given.x.shape[:2]:
+        raise ValueError(f"{given.x.shape[1]} inputs need as many labels, not {list(np.shape(given.y)[1:])}")
+    for dealt in (given.minibatches, *([] if isinstance(given.query, tuple) else [given.query])):
+        if dealt.size and not 0 <= dealt.min() <= dealt.max() < given.x.shape[1]:
+            raise ValueError(f"minibatches must index {given.x.shape[1]} samples, not {dealt.min()} to {dealt.max()}")
+    if network.facts.random and isinstance(given.seed, tuple):
+        raise ValueError("the model has random layers: give the tasks a seed, integers [task, 2]")
+    return given._replace(y=labels(given.y, network.facts.output_shape[-1])) if network.loss is cross_entropy else given
+
+
+def inputs(network: Network, shape: Sequence[int]) -> None:
+    """Raises ValueError unless the model is made for inputs of a shape. (Keras takes some others, for other features.)"""
+    wanted = network.facts.input_shape
+    if len(shape) != len(wanted) or any(axis not in (None, ours) for ours, axis in zip(shape, wanted, strict=True)):
+        raise ValueError(f"the model does not take inputs of {tuple(shape)}: it is made for {wanted}")
+
+
+def labels(y: np.ndarray, ways: int) -> np.ndarray:
+    """Labels as int32 [task, sample]; raises ValueError unless they are whole numbers from 0 to `ways` - 1."""
+    y = np.asarray(y)
+    if y.ndim == 3 and y.shape[-1] == ways:
+        raise ValueError("labels must be integers, one a sample, not one-hot rows: give labels.argmax(-1)")
+    if y.ndim != 2 or y.dtype.kind not in "iufb":
+        raise ValueError(f"labels must be integers, one a sample, not {y.dtype} of shape {y.shape[1:]}")
+    if y.dtype.kind == "f" and not (y == np.round(y)).all():
+        raise ValueError(f"labels must be whole numbers: {y[y != np.round(y)][0]} is none")
+    if y.size and not 0 <= y.min() <= y.max() < ways:
+        raise ValueError(
+            f"labels must be from 0 to {ways - 1}, as the network has {ways} outputs: these go from "
+            f"{y.min():g} to {y.max():g}"
+        )
+    return y if y.dtype == np.int32 else y.astype(np.int32)

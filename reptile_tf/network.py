@@ -1,0 +1,220 @@
+"""The user's own Keras model as a function of a flat weight vector."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from reptile_tf import examine, layers
+from reptile_tf.progress import say
+
+Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """The **sum** of the cross-entropies of a minibatch: int [batch], floatx [batch, classes] to a scalar.
+
+    A sum, as in the authors' code: an SGD step on a minibatch of 25 is 25 times a step on its mean.
+    """
+    # Not the sparse form, whose deterministic version scatters its gradient.
+    one_hot = tf.one_hot(labels, tf.shape(logits)[-1], dtype=logits.dtype)
+    return tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(one_hot, logits))
+
+
+class Predictions(NamedTuple):
+    """What an adapted network says of its queries in two ways; `predictions[transductive]` is one of them.
+
+    Attributes:
+      one_by_one: each query in a batch with the whole support set, as the only query.
+      transductive: all queries in one batch, so that they share batch-norm statistics.
+    """
+
+    one_by_one: Any
+    transductive: Any
+
+
+class Network:
+    """A Keras model as a function of a flat weight vector, for one task or for a stack of them.
+
+    There is no copy. While a call is traced, the model's trainable variables stand for parts of the vector, and the
+    seeds of its random layers for the task's own. Everything else (frozen weights, moving averages, statistics that a
+    layer was adapted to) is read from the model as it is; no call changes the model.
+
+    Args:
+      model: a built Keras model of one input and one output, of any kind.
+      loss: of (targets, outputs) of one minibatch, a scalar.
+      scale: what inputs are multiplied by.
+      stacked: vectorize over the tasks of a stack, to be compiled by XLA; else stacks have one task.
+
+    Attributes:
+      facts: what a random batch told of the model.
+      trainable: its trainable variables.
+      size: how many weights they have.
+      dtype: theirs.
+
+    Raises:
+      ValueError: the model does not serve, or would compute something else here; the message says what to do.
+    """
+
+    def __init__(self, model: keras.Model, loss: Loss = cross_entropy, scale: float = 1.0, stacked: bool = False):
+        self.model = model
+        self.loss = loss
+        self.scale = scale
+        self.stacked = stacked
+        self.facts = examine.examine(model, is_classifier=loss is cross_entropy)
+        self.trainable = list(model.trainable_variables)
+        self.dtype = tf.as_dtype(self.trainable[0].dtype)
+        self._shapes = [tuple(v.shape) for v in self.trainable]
+        self._sizes = [int(np.prod(shape)) for shape in self._shapes]
+        self.size = sum(self._sizes)
+        # Keras passes over variables without a gradient, constraints and all.
+        self._constraints = [v.constraint if on else None for v, on in zip(self.trainable, self.facts.connected)]
+        if in_turn := examine.compare(self):
+            say(f"stacked: these run task after task, as they have no vectorized form: {', '.join(in_turn)}")
+
+    def unstacked(self) -> "Network":
+        """The same network for one task at a time."""
+        one = copy.copy(self)
+        one.stacked = False
+        return one
+
+    def flatten(self, weights: Sequence[np.ndarray | tf.Tensor]) -> tf.Tensor:
+        """Joins the trainable weights, in the model's order, to one floatx [weight]."""
+        return tf.concat([tf.reshape(tf.cast(w, self.dtype), [-1]) for w in weights], axis=0)
+
+    def unflatten(self, weights: tf.Tensor) -> list[tf.Tensor]:
+        """Parts floatx [weight] into the trainable weights, in the model's order."""
+        return [tf.reshape(w, s) for w, s in zip(tf.split(weights, self._sizes), self._shapes, strict=True)]
+
+    def start_seeds(self, seed: tf.Tensor) -> tf.Tensor:
+        """The state of the model's random generators at the start of tasks: int64 [stack, 2] to [stack, seeds, 2]."""
+        # Keras counts up the second number with each draw, and takes both modulo 2**31 - 2.
+        generators = tf.range(len(self.facts.random), dtype=tf.int64)[:, tf.newaxis] * [0x3779B97F, 0]
+        return (tf.cast(seed, tf.int64)[:, tf.newaxis] + generators) % (2**31 - 2)
+
+    def constrained(self, weights: tf.Tensor) -> tf.Tensor:
+        """The weights as the model's constraints leave them, as Keras does after every step: [stack, weight] to it."""
+        if not any(self._constraints):
+            return weights
+
+        def of_one(weights: tf.Tensor) -> tf.Tensor:
+            parts = zip(self._constraints, self.unflatten(weights), strict=True)
+            return self.flatten([constraint(part) if constraint else part for constraint, part in parts])
+
+        return self.each(of_one, weights)
+
+    def outputs(self, weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        """The model's outputs as it classifies: batch norm uses the batch at hand, random layers are off.
+
+        Args:
+          weights: floatx [stack, weight].
+          x: [stack, batch, ...].
+
+        Returns:
+          Floatx [stack, batch, ...].
+        """
+        return self.each(lambda w, x: self.call(w, x, None, classifying=True)[0], weights, x)
+
+    def predictions(self, weights: tf.Tensor, support_x: tf.Tensor, queries: tf.Tensor) -> Predictions:
+        """The outputs for the queries of adapted tasks in both ways of the paper (its section 6).
+
+        Args:
+          weights: floatx [stack, weight].
+          support_x: [stack, sample, ...].
+          queries: [stack, query, ...].
+
+        Returns:
+          Floatx [stack, query, ...] each.
+        """
+
+        def classify(query: tf.Tensor) -> tf.Tensor:  # [stack, ...]
+            return self.outputs(weights, tf.concat([support_x, query[:, tf.newaxis]], axis=1))[:, -1]
+
+        by_query = tf.map_fn(classify, tf.experimental.numpy.swapaxes(queries, 0, 1), fn_output_signature=self.dtype)
+        return Predictions(tf.experimental.numpy.swapaxes(by_query, 0, 1), self.outputs(weights, queries))
+
+    def gradient(
+        self, weights: tf.Tensor, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """The loss gradient of each task, and the seeds after it.
+
+        Args:
+          weights: floatx [stack, weight].
+          x: [stack, batch, ...].
+          y: [stack, batch, ...].
+          seeds: int64 [stack, seeds, 2] if the model has random layers.
+
+        Returns:
+          Floatx [stack, weight], and `seeds` as the next step takes them.
+        """
+
+        def of_one(w: tf.Tensor, x: tf.Tensor, y: tf.Tensor, *seeds: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            with tf.GradientTape() as tape:
+                tape.watch(w)
+                loss, *after = self._total_loss(w, x, y, *seeds)
+            return tape.gradient(loss, w, unconnected_gradients=tf.UnconnectedGradients.ZERO), *after
+
+        gradient, *after = self.each(of_one, weights, x, y, *([] if seeds is None else [seeds]))
+        return gradient, (after[0] if after else None)
+
+    def losses(self, weights: tf.Tensor, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor | None = None) -> tf.Tensor:
+        """The loss of each task, floatx [stack]; arguments as those of `gradient`."""
+        return self.each(lambda *task: self._total_loss(*task)[0], weights, x, y, *([] if seeds is None else [seeds]))
+
+    def _total_loss(self, weights: tf.Tensor, x: tf.Tensor, y: tf.Tensor, *seeds: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        outputs, penalties, *after = self.call(weights, x, *(seeds or [None]))
+        loss = tf.convert_to_tensor(self.loss(y, outputs))
+        if loss.shape.rank:
+            raise ValueError(f"the loss must be a scalar, not {loss.shape}: sum it up over the minibatch")
+        return tf.add_n([tf.cast(part, self.dtype) for part in (loss, *penalties)]), *after
+
+    def call(
+        self,
+        weights: tf.Tensor,
+        x: tf.Tensor,
+        seeds: tf.Tensor | None,
+        *,
+        classifying: bool = False,
+        only: Callable[[keras.Layer], bool] = lambda layer: True,
+    ) -> list:
+        """One call of the model with one task's weights.
+
+        Args:
+          weights: floatx [weight].
+          x: [batch, ...] inputs before scaling.
+          seeds: int64 [seeds, 2], if there are any and they matter.
+          classifying: see `layers.standing_in`.
+          only: see `layers.standing_in`.
+
+        Returns:
+          The outputs, the losses that the model adds by itself (regularizers and the like), and the seeds after it, if
+          any were given.
+        """
+        values = list(zip(self.trainable, self.unflatten(weights), strict=True))
+        if seeds is not None:
+            values += zip(self.facts.random, tf.unstack(seeds), strict=True)
+        with (
+            layers.standing_in(self.model, stacked=self.stacked, classifying=classifying, only=only),
+            keras.StatelessScope(state_mapping=values, collect_losses=True) as scope,
+        ):
+            outputs = self.model(self._scaled(x), training=True)
+            penalties = self.model.losses
+        after = [] if seeds is None else [tf.stack([scope.get_current_value(state) for state in self.facts.random])]
+        if classifying:
+            outputs = tf.cast(outputs, self.dtype)
+        return [outputs, penalties, *after]
+
+    def _scaled(self, x: tf.Tensor) -> tf.Tensor:
+        x = tf.cast(x, self.dtype)
+        return x if self.scale == 1 else x * tf.constant(self.scale, self.dtype)
+
+    def each(self, function: Callable, *stacks: tf.Tensor) -> Any:
+        """What a function of one task's tensors gives for a stack of tasks: [stack, ...] each to the same."""
+        if self.stacked:
+            with examine.loops_noted():  # said once, when the network was made
+                return tf.vectorized_map(lambda rows: function(*rows), stacks, fallback_to_while_loop=True)
+        results = function(*(tf.squeeze(stack, 0) for stack in stacks))
+        return tf.nest.map_structure(lambda result: result[tf.newaxis], results)
