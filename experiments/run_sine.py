@@ -25,12 +25,13 @@ from matplotlib.figure import Figure
 
 import reptile_tf as rt
 from reptile_tf import plots, tasks
-from reptile_tf.inner_loop import InnerLoop
+from reptile_tf.inner_loop import Adaptation, InnerLoop
 from reptile_tf.progress import Progress, say
 
 X = np.linspace(-5, 5, 50, dtype=np.float32)[:, np.newaxis]
 BATCH, INNER_RATE, META_STEP = 10, 0.02, 0.1
 STEPS_BETWEEN, STEPS = 8, (0, 8, 16, 24, 32)
+SIDE_BY_SIDE = 8
 
 
 def make_learner(seed: int) -> rt.MetaLearner:
@@ -69,25 +70,25 @@ class Test:
     def __init__(self, learner: rt.MetaLearner, seed: int, count: int):
         self.points = np.sort(tasks.generator(seed, tasks.EVALUATION, 1, 0).choice(len(X), BATCH, replace=False))
         self.waves = np.stack([wave(tasks.generator(seed, tasks.EVALUATION, 0, i)) for i in range(count)])
-        self._inner = InnerLoop(learner.network, learner.inner_optimizer, 8)
+        inner = InnerLoop(learner.network, learner.inner_optimizer, SIDE_BY_SIDE)
         self._compiled = tf.function(
-            lambda batch: self._inner.map(self._outputs_on_the_way, batch, learner.phi, learner.inner_state)
+            lambda batch: inner.run(self._outputs_on_the_way, batch, learner.phi, learner.inner_state)[0]
         )
 
     @staticmethod
-    def _outputs_on_the_way(lane, task):
-        outputs = [lane.outputs(task.x)]
+    def _outputs_on_the_way(adaptation: Adaptation, task: tasks.Tasks) -> tf.Tensor:
+        outputs = [adaptation.outputs(task.x)]
         for first in STEPS[:-1]:
-            lane.adapt(task, task.minibatches[:, first : first + STEPS_BETWEEN])
-            outputs.append(lane.outputs(task.x))
+            adaptation.adapt(task, task.minibatches[:, first : first + STEPS_BETWEEN])
+            outputs.append(adaptation.outputs(task.x))
         return tf.stack(outputs, axis=1)
 
     def fits(self, count: int | None = None) -> np.ndarray:
         """What the network says after each of STEPS: float32 [wave, len(STEPS), 50, 1]."""
-        fits, lanes = [], len(self._inner.lanes)
-        for first in range(0, count or len(self.waves), lanes):
-            y = np.take(self.waves, range(first, first + lanes), axis=0, mode="clip")  # the last ones filled up
-            minibatches = np.broadcast_to(self.points.astype(np.int32), (lanes, STEPS[-1], BATCH))
+        fits = []
+        for first in range(0, count or len(self.waves), SIDE_BY_SIDE):
+            y = np.take(self.waves, range(first, first + SIDE_BY_SIDE), axis=0, mode="clip")  # the last ones filled up
+            minibatches = np.broadcast_to(self.points.astype(np.int32), (SIDE_BY_SIDE, STEPS[-1], BATCH))
             fits.append(self._compiled(tasks.Tasks(np.broadcast_to(X, y.shape), y, minibatches)).numpy())
         return np.concatenate(fits)[: count or len(self.waves)]
 

@@ -25,9 +25,19 @@ ELEMENTWISE = (
 )
 
 
-def inner_optimizer(optimizer: keras.Optimizer) -> None:
-    """Raises ValueError unless an inner optimizer is elementwise, has not stepped, and runs in a graph."""
+def inner_optimizer(optimizer: keras.Optimizer, network: Network) -> None:
+    """Raises ValueError unless an inner optimizer is elementwise, has not stepped, and runs in a graph.
+
+    Keras squares, clips and compares gradients of embeddings token by token, before it sums up what repeated tokens
+    have: another algorithm than the optimizer's, which a flat vector cannot follow.
+    """
     _elementwise(optimizer, "inner")
+    of_sums = type(optimizer) in (keras.optimizers.SGD, keras.optimizers.Lion)
+    if network.facts.sparse and (not of_sums or optimizer.clipvalue or optimizer.loss_scale_factor):
+        raise ValueError(
+            f"{network.facts.sparse[0]} has a sparse gradient, which Keras's {type(optimizer).__name__} treats token by "
+            "token: use SGD or Lion (no clipvalue, no loss_scale_factor), or freeze that layer"
+        )
     rate = optimizer._learning_rate
     if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
         try:
@@ -102,6 +112,6 @@ def labels(y: np.ndarray, ways: int) -> np.ndarray:
     if y.size and not 0 <= y.min() <= y.max() < ways:
         raise ValueError(
             f"labels must be from 0 to {ways - 1}, as the network has {ways} outputs: these go from "
-            f"{y.min():g} to {y.max():g}"
+            f"{int(y.min())} to {int(y.max())}"
         )
     return y if y.dtype == np.int32 else y.astype(np.int32)

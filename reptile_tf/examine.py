@@ -35,12 +35,14 @@ class Facts(NamedTuple):
       output_shape: of one input's output.
       random: the states of the random generators that a call in training draws from.
       connected: for each trainable variable, whether the outputs or the model's own losses depend on it.
+      sparse: the paths of trainable variables whose gradients TensorFlow gives as slices (embeddings).
     """
 
     input_shape: tuple[int | None, ...]
     output_shape: tuple[int, ...]
     random: list[keras.Variable]
     connected: list[bool]
+    sparse: list[str]
 
 
 def examine(model: keras.Model, is_classifier: bool) -> Facts:
@@ -70,7 +72,13 @@ def examine(model: keras.Model, is_classifier: bool) -> Facts:
     if is_classifier:
         _check_logits(model, np.asarray(tf.cast(call.outputs, tf.float64)))
     random = [state for state in _seed_states(model) if call.set_to(state) is not None]
-    return Facts(shape, tuple(call.outputs.shape[1:]), random, [g is not None for g in call.gradients])
+    connected = [gradient is not None for gradient in call.gradients]
+    sparse = [
+        v.path
+        for v, gradient in zip(model.trainable_variables, call.gradients, strict=True)
+        if isinstance(gradient, tf.IndexedSlices)
+    ]
+    return Facts(shape, tuple(call.outputs.shape[1:]), random, connected, sparse)
 
 
 def _check_form(model: keras.Model) -> None:
@@ -139,8 +147,7 @@ class _PlainCall:
             if not tf.is_tensor(self.outputs) or not self.outputs.shape.rank:
                 raise ValueError("it must give one tensor [batch, ...]")
             objective = _objective(self.outputs, penalties, variables[0].dtype)
-        found = tape.gradient(objective, variables) if watched else []
-        self.gradients = [None if gradient is None else tf.convert_to_tensor(gradient) for gradient in found]
+        self.gradients = tape.gradient(objective, variables) if watched else []
         known = {id(variable) for variable in model.variables}
         self.changes_foreign = bool(set(self._scope.state_mapping) - known)
 
@@ -248,7 +255,10 @@ def compare(network: "Network") -> list[str]:
         return outputs_and_gradient
 
     call = _PlainCall(model, x)
-    gradients = [tf.zeros(v.shape) if g is None else g for g, v in zip(call.gradients, network.trainable, strict=True)]
+    gradients = [
+        tf.zeros(v.shape) if g is None else tf.convert_to_tensor(g)
+        for g, v in zip(call.gradients, network.trainable, strict=True)
+    ]
     plain = tf.cast(call.outputs, network.dtype), network.flatten(gradients)
     weights = network.flatten([variable.value for variable in network.trainable])
     others = weights * (1 + 0.1 * tf.constant(np.random.default_rng(2).normal(size=network.size), network.dtype))

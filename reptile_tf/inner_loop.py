@@ -216,7 +216,7 @@ class InnerLoop:
             slot.assign(tf.broadcast_to(value, slot.shape))
 
         def one(i: tf.Tensor) -> tf.Tensor:
-            share, *others = tf.nest.map_structure(lambda a: a[i : i + 1], [tasks, *more])
+            share, *others = tf.nest.map_structure(lambda a: tf.gather(a, [i]), [tasks, *more])
             passed_on = [slot[0] if slot.shape.rank else slot.value() for slot in adaptation.state]
             adaptation.start(weights, passed_on, share.seed)
             return function(adaptation, share, *others)[0]

@@ -132,10 +132,10 @@ class MetaLearner:
     ):
         if sequential and cluster.count > 1:
             raise ValueError("sequential tasks run on one worker only: the state is passed on from each to the next")
-        checks.inner_optimizer(inner_optimizer)
         checks.outer_optimizer(outer_optimizer)
         self.model = model
         self.network = Network(model, loss, scale, stacked)  # which examines the model
+        checks.inner_optimizer(inner_optimizer, self.network)
         self.inner_optimizer = inner_optimizer
         self.weight_decay = weight_decay
         self.cluster = cluster

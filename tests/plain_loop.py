@@ -78,7 +78,7 @@ class Draw:
             x = self._block(x)
         x = self._flattened(x)
         if self._rng.random() < 0.5:
-            x = self._one(self._of_features())(x)
+            x = self._flattened(self._one(self._of_features())(x))
         model = keras.Model(inputs, L.Dense(WAYS, kernel_constraint=self._perhaps("max_norm", 0.1))(x))
         kind = self._rng.integers(4)
         if kind == 0:  # a subclassed model around it
@@ -87,10 +87,11 @@ class Draw:
         elif kind == 1:
             model = keras.Sequential([L.Input(self.shape, dtype=inputs.dtype), model])
         layers = [one for one in model._flatten_layers(include_self=False) if one.trainable_variables]
-        if self._rng.random() < 0.4 and len(layers) > 2:
-            self._one(layers[:-1]).trainable = False
-        if not model.trainable_variables:
-            model.trainable = True
+        if self._rng.random() < 0.4:
+            frozen = self._one(layers)
+            frozen.trainable = False
+            if not model.trainable_variables:
+                frozen.trainable = True
         return model
 
     def _block(self, x):
@@ -232,7 +233,7 @@ class Draw:
     def _optimizer(self):
         rate = self._rng.uniform(0.01, 0.1)
         if self._rng.random() < 0.2:
-            rate = keras.optimizers.schedules.PolynomialDecay(rate, 5)
+            rate = keras.optimizers.schedules.PiecewiseConstantDecay([2], [rate, rate / 4])
         options = {"learning_rate": rate, "clipvalue": self._perhaps(0.5, 0.2), "weight_decay": self._perhaps(0.1)}
         kind, more = self._one(
             [
@@ -251,6 +252,9 @@ class Draw:
             ]
         )
         options |= more
+        if self._tokens:  # the others are refused with an embedding
+            kind, more = self._one([(keras.optimizers.SGD, {"momentum": 0.5}), (keras.optimizers.Lion, {})])
+            options = {"learning_rate": rate, "weight_decay": self._perhaps(0.1)} | more
         excluded = self._one(["bias", "kernel"]) if options["weight_decay"] and self._rng.random() < 0.5 else None
         self.optimizer_text = f"{kind.__name__}({options}), without decay: {excluded}"
 

@@ -9,8 +9,9 @@ import pytest
 from reptile_tf import tasks
 from reptile_tf.errors import UserError
 from reptile_tf.evaluate import Accuracy, Evaluator, accuracy_by_task, meta_test
-from reptile_tf.meta import MetaLearner, NotFiniteError
+from reptile_tf.meta import MetaLearner
 from reptile_tf.settings import Settings
+from reptile_tf.state import NotFiniteError
 from reptile_tf.train import meta_train
 
 SETTINGS = Settings(classes=3, shots=2, eval_batch=4, eval_iters=3, eval_samples=5, train_shots=4)
@@ -128,13 +129,21 @@ def test_too_few_images_for_support_and_query_are_named(learner, glyphs):
         meta_test(learner, glyphs, dataclasses.replace(SETTINGS, shots=8))
 
 
-def test_adapt_gives_a_keras_model_that_answers_as_the_evaluation_does(learner, glyphs):
+def test_adapt_answers_as_the_evaluation_does_and_so_does_its_keras_model(learner, glyphs):
     batch, before = some(glyphs, 1), learner.state()
     dealt = tasks.deal_minibatches(6, 4, 3, False, tasks.generator(7, tasks.EVALUATION, 0, 0))
     batch = batch._replace(support=batch.support._replace(minibatches=dealt[np.newaxis]))
     adapted = learner.adapt(batch.support.x[0], list(batch.support.y[0]), steps=3, batch=4, seed=7)
-    expected = Evaluator(learner, at_most=1).logits(batch).transductive[0]
-    np.testing.assert_allclose(adapted(batch.query_x[0] * learner.network.scale, training=True), expected, atol=1e-4)
+    expected = Evaluator(learner, at_most=1).logits(batch)
+    for transductive in (False, True):
+        ours = adapted.outputs(batch.query_x[0], transductive=transductive)
+        np.testing.assert_allclose(ours, expected[transductive][0], atol=1e-4)
+        np.testing.assert_array_equal(
+            adapted.predict(batch.query_x[0], transductive=transductive), ours.argmax(-1), err_msg=str(transductive)
+        )
+    model = adapted.model()
+    logits = model(batch.query_x[0] * learner.network.scale, training=True)
+    np.testing.assert_allclose(logits, expected.transductive[0], atol=1e-4)
     for name, value in learner.state().items():
         np.testing.assert_array_equal(value, before[name], err_msg=name)
 
@@ -146,7 +155,7 @@ def test_a_look_at_adaptations_that_are_not_finite_ends_training(small_model, gl
         eval_interval=2, eval_tasks=3, meta_iters=4,
     )  # fmt: skip
     model = small_model()
-    with pytest.raises(UserError, match="adaptation to . of 3 tasks gave infinities or what is not a number; lower"):
+    with pytest.raises(UserError, match="adaptation to . of 3 tasks produced non-finite values; lower"):
         meta_train(model, glyphs, settings, held_out=glyphs)
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
 

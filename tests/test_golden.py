@@ -91,16 +91,16 @@ def assert_weights_agree(golden: Golden, learner: MetaLearner, stage: int) -> No
 
 
 CASES = [
-    ("reptile_sgd", {"in_turn": True}),
-    ("reptile_sgd", {"in_turn": False}),
+    ("reptile_sgd", {"sequential": True}),
+    ("reptile_sgd", {"sequential": False}),
     ("reptile_sgd", {"stacked": True}),
-    ("reptile_decay_sgd", {"in_turn": False}),
-    ("reptile_adam", {"in_turn": True}),
-    ("reptile_adam", {"in_turn": True, "stacked": True}),
-    ("foml_sgd", {"in_turn": False}),
-    ("foml_tail_sgd", {"in_turn": False}),
+    ("reptile_decay_sgd", {"sequential": False}),
+    ("reptile_adam", {"sequential": True}),
+    ("reptile_adam", {"sequential": True, "stacked": True}),
+    ("foml_sgd", {"sequential": False}),
+    ("foml_tail_sgd", {"sequential": False}),
     ("foml_tail_sgd", {"stacked": True}),
-    ("mini_sgd", {"in_turn": False}),
+    ("mini_sgd", {"sequential": False}),
 ]
 
 

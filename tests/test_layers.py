@@ -15,83 +15,116 @@ from reptile_tf import layers, models
 def test_a_convolution_by_matmul_is_a_convolution(float64, padding, kernel, strides, size):
     stock = keras.layers.Conv2D(6, kernel, strides, padding)
     x = np.random.default_rng(0).normal(size=(3, size, size + 1, 2))
-    expected = stock(x)
-    ours = layers.MatmulConv2D.from_config(stock.get_config())
-    ours.build(x.shape)
-    ours.set_weights(stock.get_weights())
-    np.testing.assert_allclose(ours(x), expected, atol=1e-12)
+    expected = stock(x) - stock.bias
+    np.testing.assert_allclose(
+        layers.patches_times_kernel(x, stock.kernel, stock.strides, padding), expected, atol=1e-12
+    )
 
 
-def test_fused_batch_norm_has_the_stock_outputs_and_gradients():
-    stock = keras.layers.BatchNormalization()
-    x = tf.constant(np.random.default_rng(0).normal(2, 3, (5, 4, 4, 8)), tf.float32)
-    stock.build(x.shape)
-    stock.gamma.assign(np.linspace(0.5, 2, 8))
-    stock.beta.assign(np.linspace(-1, 1, 8))
-    fused = layers.FusedBatchNormalization.from_config(stock.get_config())
-    fused.build(x.shape)
-    fused.set_weights(stock.get_weights())
-    results = []
-    for layer in (stock, fused):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = layer(x, training=True)
-            loss = tf.reduce_sum(y**3)
-        results.append([y, *tape.gradient(loss, [x, layer.gamma.value, layer.beta.value])])
-    for expected, ours in zip(*results, strict=True):
-        np.testing.assert_allclose(ours, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max() / 100)
+def computed(model, x, only=lambda layer: True, **options):
+    """Outputs and gradients of a model's weights, with stand-ins or without."""
+    with (
+        tf.GradientTape() as tape,
+        layers.standing_in(model, only=only, **options),
+        keras.StatelessScope([(v, tf.convert_to_tensor(v.value)) for v in model.trainable_variables]),
+    ):
+        y = model(x, training=True)
+    gradients = tape.gradient(y**3, [v.value for v in model.trainable_variables], unconnected_gradients="zero")
+    return [np.asarray(array) for array in (y, *gradients)]
+
+
+def none(layer):
+    return False
+
+
+def random_weights(model):
+    rng = np.random.default_rng(0)
+    model.set_weights([np.abs(w + rng.normal(size=w.shape)) + 0.1 for w in model.get_weights()])
+    return model
+
+
+@pytest.mark.parametrize("epsilon", [1e-3, 0.5])
+@pytest.mark.parametrize("options", [{}, {"scale": False}, {"center": False}, {"axis": 1}])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_batch_norm_has_the_stock_outputs_and_gradients(epsilon, options, stacked):
+    """At small variance, too, where epsilon counts."""
+    norm = keras.layers.BatchNormalization(epsilon=epsilon, **options)
+    model = random_weights(keras.Sequential([keras.layers.Input((4, 4, 8)), keras.layers.ReLU(), norm]))
+    for spread in (3, 0.02):
+        x = tf.constant(np.random.default_rng(0).normal(2, spread, (5, 4, 4, 8)), tf.float32)
+        expected, ours = computed(model, x, none), computed(model, x, stacked=stacked)
+        for a, b in zip(ours, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3 * np.abs(b).max() / 100)
+
+
+def conv_and_norm(inside=None, **norm):
+    model = keras.Sequential([keras.layers.Input((6, 6, 2)), keras.layers.Conv2D(4, 3, name="first")])
+    model.add(keras.layers.BatchNormalization(**norm))
+    model.add(keras.layers.Conv2D(3, 3, name="last"))
+    return random_weights(model)
 
 
 def test_a_bias_in_front_of_a_batch_norm_is_left_out_without_a_change(float64):
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential(
-        [
-            keras.layers.Input((6, 6, 2)),
-            keras.layers.Conv2D(4, 3, name="first"),
-            keras.layers.BatchNormalization(),
-            keras.layers.Conv2D(3, 3, name="last"),
-        ]
-    )
-    copy = layers.inner_loop_copy(model, stacked=False)
-    assert [type(copy.get_layer(name)) for name in ("first", "last")] == [layers.UnbiasedConv2D, keras.layers.Conv2D]
-    copy.set_weights([np.random.default_rng(i).normal(size=w.shape) for i, w in enumerate(copy.get_weights())])
-    model.set_weights(copy.get_weights())
-    x = np.random.default_rng(0).normal(size=(5, 6, 6, 2))
-    results = []
-    for one in (model, copy):
-        with tf.GradientTape() as tape:
-            y = one(x, training=True)
-            loss = tf.reduce_sum(y**3)
-        weights = [variable.value for variable in one.trainable_variables]
-        results.append([y, *tape.gradient(loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)])
-    for expected, ours in zip(*results, strict=True):
-        np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-9)
+    model, x = conv_and_norm(), np.random.default_rng(0).normal(size=(5, 6, 6, 2))
+    assert [layer.name for layer in layers.idle_biases(model)] == ["first"]
+    expected, ours = computed(model, x, none), computed(model, x)
+    assert (ours[2] == 0).all()
+    for a, b in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
+def frozen_norm():
+    model = conv_and_norm()
+    model.layers[1].trainable = False
+    return model
+
+
+def norm_at_inference():
+    inside = conv_and_norm()
+    x = keras.layers.Input((6, 6, 2))
+    return keras.Model(x, inside(x, training=False))
+
+
+def norm_of_another_axis():
+    return conv_and_norm(axis=1)
+
+
+def features_before_the_norm():
+    """The convolution's outputs go on without the norm, though one follows it in the model that it was made in."""
+    whole = conv_and_norm()
+    inside = keras.Model(whole.inputs, whole.layers[0].output)
+    return keras.Sequential([keras.layers.Input((6, 6, 2)), inside, keras.layers.Flatten(), keras.layers.Dense(2)])
+
+
+def two_followers():
+    x = keras.layers.Input((6, 6, 2))
+    conv = keras.layers.Conv2D(4, 3)(x)
+    return random_weights(keras.Model(x, keras.layers.Add()([conv, keras.layers.BatchNormalization()(conv)])))
+
+
+@pytest.mark.parametrize(
+    "make", [frozen_norm, norm_at_inference, norm_of_another_axis, features_before_the_norm, two_followers]
+)
 @pytest.mark.parametrize("stacked", [False, True])
-@pytest.mark.parametrize("network", [models.omniglot, models.miniimagenet])
-def test_the_inner_loop_copy_has_the_models_weights_in_order(network, stacked):
-    model = network(5)
-    copy = layers.inner_loop_copy(model, stacked)
-    expected = [(v.path, v.shape) for v in model.trainable_variables]
-    assert [(v.path, v.shape) for v in copy.trainable_variables] == expected
-    kind = layers.MatmulConv2D if stacked else layers.FusedBatchNormalization
-    assert sum(type(layer) is kind for layer in copy.layers) == 4
+def test_a_bias_that_counts_stays(float64, make, stacked):
+    model, x = make(), np.random.default_rng(0).normal(size=(5, 6, 6, 2))
+    for a, b in zip(computed(model, x, stacked=stacked), computed(model, x, none), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
-def test_what_does_not_fit_stays_as_it_is():
-    model = keras.Sequential(
-        [
-            keras.layers.Input((8, 8, 4)),
-            keras.layers.Conv2D(4, 3, groups=2),
-            keras.layers.Conv2D(4, 3, dilation_rate=2, activation="relu"),
-            keras.layers.BatchNormalization(trainable=False),
-        ]
-    )
-    for stacked in (False, True):
-        assert [type(layer) for layer in layers.inner_loop_copy(model, stacked).layers] == [
-            type(layer) for layer in model.layers
-        ]
+def test_a_model_is_as_it_was_afterwards():
+    model = conv_and_norm()
+    own = model.layers[0].call = lambda inputs: inputs[:, 1:-1, 1:-1, :1] * [[[[1.0, 2.0, 3.0, 4.0]]]]
+    before = [dict(layer.__dict__) for layer in model.layers]
+    with pytest.raises(RuntimeError), layers.standing_in(model, stacked=True):
+        assert model.layers[0].__dict__["call"] is not own
+        raise RuntimeError
+    assert [dict(layer.__dict__) for layer in model.layers] == before
+
+
+def test_pooling_follows_the_norm_in_mini_imagenets_network():
+    kinds = [type(layer).__name__ for layer in models.miniimagenet(5).layers]
+    assert kinds == ["Conv2D", "BatchNormalization", "MaxPooling2D", "ReLU"] * 4 + ["Flatten", "Dense"]
 
 
 @pytest.mark.parametrize(("network", "parameters"), [(models.omniglot, 113_221), (models.miniimagenet, 34_661)])

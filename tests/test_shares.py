@@ -104,7 +104,7 @@ def test_an_adaptation_that_is_not_finite_ends_all(monkeypatch, small_model, gly
 
     def evaluate(cluster):
         learner = MetaLearner(model, keras.optimizers.SGD(1e30), keras.optimizers.SGD(), cluster=cluster)
-        with pytest.raises(UserError, match="adaptation to . of . tasks gave infinities or what is not a number; low"):
+        with pytest.raises(UserError, match="adaptation to . of . tasks produced non-finite values; low"):
             accuracy_by_task(learner, glyphs, settings)
 
     model = small_model()

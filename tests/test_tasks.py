@@ -89,18 +89,18 @@ def test_no_query_image_is_in_the_support_set(glyphs):
 
 def test_foml_parts_the_last_minibatch_from_the_others(glyphs):
     reptile = tasks.training_tasks(glyphs, iteration=0, count=2, **TRAINING)
-    foml = tasks.training_tasks(glyphs, iteration=0, count=2, foml=True, **TRAINING)
-    np.testing.assert_array_equal(np.concatenate([foml.minibatches, foml.tail], 1), reptile.minibatches)
+    foml = tasks.training_tasks(glyphs, iteration=0, count=2, query=True, **TRAINING)
+    np.testing.assert_array_equal(np.concatenate([foml.minibatches, foml.query], 1), reptile.minibatches)
 
 
-def test_a_foml_tail_is_all_set_aside_samples_and_no_other_step_sees_them(glyphs):
-    batch = tasks.training_tasks(glyphs, iteration=0, count=3, foml=True, tail_shots=1, **TRAINING)
+def test_a_query_minibatch_of_its_own_shots_is_all_of_them_and_no_other_step_sees_them(glyphs):
+    batch = tasks.training_tasks(glyphs, iteration=0, count=3, query=True, query_shots=1, **TRAINING)
     assert batch.minibatches.shape[1] == TRAINING["steps"] - 1
     for task in range(3):
-        tail = batch.tail[task, 0]
-        assert sorted(batch.y[task][tail]) == [0, 1, 2, 3, 4]
-        assert not set(tail) & set(batch.minibatches[task].ravel())
-        assert set(batch.minibatches[task].ravel()) | set(tail) == set(range(20))
+        query = batch.query[task, 0]
+        assert sorted(batch.y[task][query]) == [0, 1, 2, 3, 4]
+        assert not set(query) & set(batch.minibatches[task].ravel())
+        assert set(batch.minibatches[task].ravel()) | set(query) == set(range(20))
 
 
 def test_too_few_classes_or_images_are_named(glyphs):

@@ -54,13 +54,8 @@ def run(small_model, glyphs, folder, settings=SETTINGS):
 @pytest.fixture(scope="module")
 def whole(small_model, glyphs, tmp_path_factory):
     """The folder and the state of a run that nothing disturbed."""
-    folder = claimed(tmp_path_factory.mktemp("whole") / "run")
+    folder = tmp_path_factory.mktemp("whole") / "run"
     return folder, run(small_model, glyphs, folder)
-
-
-def claimed(folder):
-    claim(RunFolder(folder), {"benchmark": "test", "settings": {}, "split": {}})
-    return folder
 
 
 def crash():
@@ -73,7 +68,7 @@ def assert_equal(ours, expected):
 
 
 def test_a_run_that_crashed_goes_on_to_the_same_weights(whole, small_model, glyphs, tmp_path, at_step):
-    folder = claimed(tmp_path / "crashed")
+    folder = tmp_path / "crashed"
     at_step(7, crash)
     with pytest.raises(Crash):
         run(small_model, glyphs, folder)
@@ -87,7 +82,7 @@ def test_a_run_that_crashed_goes_on_to_the_same_weights(whole, small_model, glyp
 def test_a_signal_saves_first_and_the_run_goes_on_to_the_same_weights(
     whole, small_model, glyphs, tmp_path, at_step, number
 ):
-    folder = claimed(tmp_path / "stopped")
+    folder = tmp_path / "stopped"
     at_step(6, lambda: os.kill(os.getpid(), number))
     with pytest.raises(Interrupted) as caught:
         run(small_model, glyphs, folder)
@@ -102,14 +97,14 @@ def test_a_finished_run_does_not_train_again(whole, small_model, glyphs, at_step
 
 
 def test_only_the_newest_checkpoints_stay(small_model, glyphs, tmp_path):
-    folder = claimed(tmp_path / "run")
+    folder = tmp_path / "run"
     run(small_model, glyphs, folder, dataclasses.replace(SETTINGS, save_interval=2))
     assert RunFolder(folder).iterations() == [10, 11]
     assert KEEP == 2
 
 
 def test_divergence_stops_and_names_the_last_good_checkpoint(small_model, glyphs, tmp_path, monkeypatch):
-    folder = claimed(tmp_path / "run")
+    folder = tmp_path / "run"
     schedule = Settings.schedule
     monkeypatch.setattr(Settings, "schedule", lambda self, i: np.inf if i == 5 else schedule(self, i))
     with pytest.raises(UserError, match="at meta-iteration 6 .*good checkpoint, of meta-iteration 4, is"):
@@ -119,9 +114,19 @@ def test_divergence_stops_and_names_the_last_good_checkpoint(small_model, glyphs
     assert all(np.isfinite(value).all() for value in kept.state.values())
 
 
-def test_a_checkpoint_of_another_network_is_refused(whole, small_model, glyphs):
+def test_a_checkpoint_of_another_network_is_refused(whole, glyphs):
+    other = keras.Sequential([keras.layers.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
     with pytest.raises(UserError, match="does not fit: the state is of another network"):
-        meta_train(small_model(5), glyphs, dataclasses.replace(SETTINGS, classes=5), folder=RunFolder(whole[0]))
+        meta_train(other, glyphs, SETTINGS, held_out=glyphs, folder=RunFolder(whole[0]))
+
+
+def test_a_folder_of_other_settings_or_classes_is_refused(whole, small_model, glyphs):
+    for change in ({"seed": 7}, {"learning_rate": 0.5}, {"in_turn": True}):
+        (name,) = change
+        with pytest.raises(UserError, match=f"holds a run with other settings: --{name.replace('_', '-')} .* there"):
+            run(small_model, glyphs, whole[0], dataclasses.replace(SETTINGS, **change))
+    with pytest.raises(UserError, match="of other classes"):
+        meta_train(small_model(), glyphs.subset([3, 2, 1]), SETTINGS, held_out=glyphs, folder=RunFolder(whole[0]))
 
 
 def test_a_model_for_other_images_or_ways_is_refused(small_model, glyphs):

@@ -17,7 +17,7 @@ from reptile_tf import files, plots, run, tfjs
 from reptile_tf.checkpoint import Checkpoint, RunFolder
 from reptile_tf.data import miniimagenet
 from reptile_tf.errors import UserError
-from reptile_tf.evaluate import BothWays
+from reptile_tf.network import Predictions
 
 FULL = os.strerror(errno.ENOSPC)
 
@@ -65,7 +65,9 @@ def test_a_run_on_a_disk_that_fills_up_keeps_what_it_has_and_goes_on(main, disk,
 
 
 def test_a_disk_that_is_full_at_a_look_names_the_events(main, disk, monkeypatch):
-    monkeypatch.setattr("reptile_tf.train.accuracy_by_task", lambda *_, **__: disk.fill() or BothWays(*np.ones([2, 2])))
+    monkeypatch.setattr(
+        "reptile_tf.train.accuracy_by_task", lambda *_, **__: disk.fill() or Predictions(*np.ones([2, 2]))
+    )
     code, error = main(*TINY, f"--checkpoint={disk.path / 'run'}", "--eval-interval=1")
     assert code == 1
     assert f"cannot write TensorBoard events to {disk.path / 'run' / 'events'}: {FULL}" in error

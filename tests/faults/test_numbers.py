@@ -6,12 +6,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from claims import claim
 
 from reptile_tf import MetaLearner, Settings, UserError, meta_test, meta_train, tasks
 from reptile_tf.checkpoint import RunFolder
-from reptile_tf.inner_loop import cross_entropy
-from reptile_tf.meta import NotFiniteError, foml, maml, partial_sum, reptile
+from reptile_tf.meta import foml, maml, partial_sum, reptile
+from reptile_tf.network import cross_entropy
+from reptile_tf.state import NotFiniteError
 
 SETTINGS = Settings(
     classes=3, shots=1, train_shots=4, inner_batch=5, inner_iters=3, meta_batch=2, meta_iters=11, save_interval=4,
@@ -49,18 +49,18 @@ def poisoned(value):
     "options",
     [
         {},
-        {"in_turn": True},
+        {"sequential": True},
         {"stacked": True},
         {"outer": keras.optimizers.Adam()},
         {"meta_gradient": partial_sum([1, 3])},
         {"meta_gradient": foml},
         {"meta_gradient": maml, "inner": keras.optimizers.SGD(1e-2)},
     ],
-    ids=["side by side", "in turn", "stacked", "outer Adam", "partial sum", "first-order MAML", "MAML"],
+    ids=["side by side", "sequential", "stacked", "outer Adam", "partial sum", "first-order MAML", "MAML"],
 )
 def test_a_loss_that_is_not_finite_changes_nothing(small_model, glyphs, value, options):
     one = learner(small_model(), loss=poisoned(value), **options)
-    apart = {"foml": options.get("meta_gradient") in (foml, maml)}
+    apart = {"query": options.get("meta_gradient") in (foml, maml)}
     good = batch(glyphs, **apart)
     good = good._replace(y=np.zeros_like(good.y))
     one.step(good, 0.1)
@@ -88,11 +88,15 @@ def test_moments_that_overflow_are_noticed_though_the_weights_are_finite(small_m
 )
 def test_weights_that_explode_stop_the_run_and_the_last_good_state_is_kept(small_model, glyphs, tmp_path, always, then):
     folder, model = RunFolder(tmp_path / "run"), small_model()
-    claim(folder, CONFIG)
     good = dataclasses.replace(SETTINGS, meta_iters=4, **always)
-    kept = meta_train(model, glyphs, good, folder=folder).state()
-    with pytest.raises(
-        UserError, match=rf"numbers are not finite at meta-iteration [56] \(.*\): .* 4, is kept in {folder.path}; lower"
+    with folder.claimed(CONFIG):
+        kept = meta_train(model, glyphs, good, folder=folder).state()
+    with (
+        folder.claimed(CONFIG),
+        pytest.raises(
+            UserError,
+            match=rf"numbers are not finite at meta-iteration [56] \(.*\): .* 4, is kept in {folder.path}; lower",
+        ),
     ):
         meta_train(model, glyphs, dataclasses.replace(good, meta_iters=11, **then), folder=folder)
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
