@@ -49,7 +49,7 @@ class Threads(Cluster):
 
 def by_threads(count, work):
     """What `work` gives for the cluster of each of so many workers."""
-    barrier, given = threading.Barrier(count, timeout=60), [None] * count
+    barrier, given = threading.Barrier(count, timeout=600), [None] * count
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(work, [Threads(index, barrier, given) for index in range(count)]))
 
