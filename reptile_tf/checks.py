@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from reptile_tf.examine import in_one_line
 from reptile_tf.network import Network, cross_entropy
 from reptile_tf.tasks import Tasks
 
@@ -28,26 +29,25 @@ ELEMENTWISE = (
 def inner_optimizer(optimizer: keras.Optimizer, network: Network) -> None:
     """Raises ValueError unless an inner optimizer is elementwise, has not stepped, and runs in a graph.
 
-    Keras squares, clips and compares gradients of embeddings token by token, before it sums up what repeated tokens
-    have: another algorithm than the optimizer's, which a flat vector cannot follow.
+    Keras squares and clips an embedding's gradient token by token, before it sums up what repeated tokens have: another
+    algorithm than the optimizer's, which a flat vector cannot follow.
     """
     _elementwise(optimizer, "inner")
     of_sums = type(optimizer) in (keras.optimizers.SGD, keras.optimizers.Lion)
     if network.facts.sparse and (not of_sums or optimizer.clipvalue or optimizer.loss_scale_factor):
         raise ValueError(
-            f"{network.facts.sparse[0]} has a sparse gradient, which Keras's {type(optimizer).__name__} treats token by "
-            "token: use SGD or Lion (no clipvalue, no loss_scale_factor), or freeze that layer"
+            f"{network.facts.sparse[0]} has a sparse gradient, which {type(optimizer).__name__} treats token by token: "
+            "use SGD or Lion (no clipvalue, no loss_scale_factor), or freeze that layer"
         )
     rate = optimizer._learning_rate
     if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
         try:
             rate.get_config()
-            tf.function(rate.__call__).get_concrete_function(tf.TensorSpec([], tf.int64))
+            tf.function(rate.__call__, autograph=False).get_concrete_function(tf.TensorSpec([], tf.int64))
         except Exception as error:  # a user's schedule may raise anything
-            line = next(iter(str(error).splitlines()), "")
             raise ValueError(
                 f"the learning-rate schedule {type(rate).__name__} must run in a graph and have get_config: write it "
-                f"with keras.ops ({type(error).__name__}: {line})"
+                f"with keras.ops ({in_one_line(error)})"
             ) from error
     elif not isinstance(rate, keras.Variable):
         raise ValueError("the inner optimizer's learning rate must be a number or a LearningRateSchedule")
@@ -94,7 +94,7 @@ def tasks(network: Network, given: Tasks) -> Tasks:
 
 
 def inputs(network: Network, shape: Sequence[int]) -> None:
-    """Raises ValueError unless the model is made for inputs of a shape. (Keras takes some others, for other features.)"""
+    """Raises ValueError unless the model is made for inputs of a shape; Keras itself takes some others."""
     wanted = network.facts.input_shape
     if len(shape) != len(wanted) or any(axis not in (None, ours) for ours, axis in zip(shape, wanted, strict=True)):
         raise ValueError(f"the model does not take inputs of {tuple(shape)}: it is made for {wanted}")

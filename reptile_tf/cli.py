@@ -4,7 +4,7 @@ import io
 import os
 import sys
 
-from reptile_tf import flags
+from reptile_tf import backend, flags
 from reptile_tf.errors import UserError
 from reptile_tf.settings import WITH_ONEDNN
 
@@ -32,12 +32,16 @@ def main(argv: list[str], doc: str, benchmark: str) -> int:
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # start-up messages; what goes wrong is raised too
     try:
+        backend.check()
         from reptile_tf import run
         from reptile_tf.benchmarks import BENCHMARKS
         from reptile_tf.progress import say  # quiet on all workers but the chief
         from reptile_tf.train import Interrupted
     except KeyboardInterrupt:
         return 130
+    except UserError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 1
     try:
         run.run(settings, chosen, BENCHMARKS[benchmark])
     except UserError as error:

@@ -57,7 +57,8 @@ class Evaluator:
 
     def logits(self, batch: EvalTasks) -> Predictions:
         """The logits of every query after adaptation, floatx [task, query, class] each; takes `self.tasks` tasks."""
-        return Predictions(*self._compiled(batch.support, batch.query_x).numpy())
+        with self._learner.network.compiling():
+            return Predictions(*self._compiled(batch.support, batch.query_x).numpy())
 
     def _logits(self, support: Tasks, query_x: tf.Tensor) -> tf.Tensor:
         network = self._learner.network

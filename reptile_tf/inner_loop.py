@@ -59,6 +59,8 @@ class Adaptation:
         Returns:
           The weights after the last step, floatx [stack, weight].
         """
+        if minibatches.shape[1] == 0:  # of which XLA compiles no loop
+            return self.weights.value()
         for step in tf.range(tf.shape(minibatches)[1]):
             if self._weight_decay != 1:
                 self.weights.assign(self.weights * tf.constant(self._weight_decay, self.weights.dtype))
@@ -122,7 +124,9 @@ class Adaptation:
         if not optimizer.weight_decay or all(decays):
             return None
         self._optimizer.weight_decay = None
-        return self._network.flatten([tf.fill(v.shape, d * optimizer.weight_decay) for v, d in zip(variables, decays)])
+        return self._network.flatten(
+            [tf.fill(v.shape, d * optimizer.weight_decay) for v, d in zip(variables, decays, strict=True)]
+        )
 
 
 def copy_of(optimizer: keras.Optimizer) -> keras.Optimizer:

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-_ONE_AT_A_TIME = threading.RLock()  # two threads may trace the same model
+ONE_AT_A_TIME = threading.RLock()  # two threads may trace the same model
 _LEFT_OUT = "_reptile_left_out_bias"
 
 
@@ -34,7 +34,7 @@ def standing_in(
       classifying: random layers are off, as Keras has them at inference, while batch norm goes on using the batch.
       only: which layers may compute another way.
     """
-    with _ONE_AT_A_TIME, contextlib.ExitStack() as undo:
+    with ONE_AT_A_TIME, contextlib.ExitStack() as undo:
         idle = {id(layer) for layer in idle_biases(model)}
         for layer in filter(only, model._flatten_layers()):
             found: dict[str, Any] = (
@@ -68,7 +68,7 @@ def recording(model: keras.Model, outputs: list[tuple[str, tf.Tensor]]) -> Itera
 
         return call
 
-    with _ONE_AT_A_TIME, contextlib.ExitStack() as undo:
+    with ONE_AT_A_TIME, contextlib.ExitStack() as undo:
         for layer in model._flatten_layers(include_self=False):
             undo.enter_context(_set(layer, "call", recorded(layer)))
         yield

@@ -170,7 +170,8 @@ class MetaLearner:
           UserError: another worker is gone.
         """
         tasks = checks.tasks(self.network, tasks)
-        norm, finite = self._meta_iteration(tasks, tf.constant(meta_step, self.phi.dtype))
+        with self.network.compiling():
+            norm, finite = self._meta_iteration(tasks, tf.constant(meta_step, self.phi.dtype))
         if not finite.numpy().all():
             names = ("meta-gradient", *self._state)
             raise NotFiniteError([name for name, fine in zip(names, finite.numpy(), strict=True) if not fine])
@@ -213,7 +214,8 @@ class MetaLearner:
     def meta_gradients(self, tasks: Tasks) -> np.ndarray:
         """The meta-gradient of each task, floatx [task, weight], of as many tasks as `step` takes; changes nothing."""
         tasks = checks.tasks(self.network, tasks)
-        return self._compiled_gradients(tasks).numpy()
+        with self.network.compiling():
+            return self._compiled_gradients(tasks).numpy()
 
     def _meta_gradients_of(self, inner: Adaptation, tasks: Tasks) -> tf.Tensor:
         return self._meta_gradient(self.phi.value(), inner, tasks)

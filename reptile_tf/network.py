@@ -1,14 +1,16 @@
 """The user's own Keras model as a function of a flat weight vector."""
 
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from reptile_tf import examine, layers
+from reptile_tf import compare, examine, layers
 from reptile_tf.progress import say
 
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
@@ -71,8 +73,9 @@ class Network:
         self._sizes = [int(np.prod(shape)) for shape in self._shapes]
         self.size = sum(self._sizes)
         # Keras passes over variables without a gradient, constraints and all.
-        self._constraints = [v.constraint if on else None for v, on in zip(self.trainable, self.facts.connected)]
-        if in_turn := examine.compare(self):
+        pairs = zip(self.trainable, self.facts.connected, strict=True)
+        self._constraints = [v.constraint if on else None for v, on in pairs]
+        if in_turn := compare.compare(self):
             say(f"stacked: these run task after task, as they have no vectorized form: {', '.join(in_turn)}")
 
     def unstacked(self) -> "Network":
@@ -207,6 +210,19 @@ class Network:
             outputs = tf.cast(outputs, self.dtype)
         return [outputs, penalties, *after]
 
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Says in one line, by ValueError, what XLA does not compile of a stacked network."""
+        try:
+            yield
+        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
+            if not self.stacked or not (
+                found := re.search(r"on XLA_\w+: (\w+)|([^\n]*XLA implementation)", str(error))
+            ):
+                raise
+            what = found[1] or found[2].strip()
+            raise ValueError(f"XLA does not compile this network ({what}): leave out stacked=True") from error
+
     def _scaled(self, x: tf.Tensor) -> tf.Tensor:
         x = tf.cast(x, self.dtype)
         return x if self.scale == 1 else x * tf.constant(self.scale, self.dtype)
@@ -214,7 +230,7 @@ class Network:
     def each(self, function: Callable, *stacks: tf.Tensor) -> Any:
         """What a function of one task's tensors gives for a stack of tasks: [stack, ...] each to the same."""
         if self.stacked:
-            with examine.loops_noted():  # said once, when the network was made
+            with compare.loops_noted():  # said once, when the network was made
                 return tf.vectorized_map(lambda rows: function(*rows), stacks, fallback_to_while_loop=True)
         results = function(*(tf.squeeze(stack, 0) for stack in stacks))
         return tf.nest.map_structure(lambda result: result[tf.newaxis], results)

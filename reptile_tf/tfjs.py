@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from reptile_tf import files
+from reptile_tf import backend, files
 from reptile_tf.errors import UserError
 
 if TYPE_CHECKING:
@@ -268,6 +268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
+        backend.check()
         from reptile_tf import run
 
         export(run.load(arguments.checkpoint), arguments.out, arguments.inner_steps)

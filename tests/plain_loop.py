@@ -25,7 +25,7 @@ def inner_steps(model, optimizer, x, y, minibatches, loss, weight_decay=1.0):
         taken.append(
             [
                 np.zeros(v.shape) if g is None else np.asarray(tf.convert_to_tensor(g))
-                for g, v in zip(gradients, model.trainable_variables)
+                for g, v in zip(gradients, model.trainable_variables, strict=True)
             ]
         )
     return taken
@@ -219,7 +219,7 @@ class Draw:
     def _shake(self):
         """Random biases, scales and moving averages; the constraints hold at first, too."""
         for variable in self.model.variables:
-            if "seed" in variable.path or "normalization" in variable.path and variable.path.endswith("count"):
+            if "seed" in variable.path or variable.path.endswith("count"):
                 continue
             value = variable.numpy() + 0.1 * self._rng.normal(size=variable.shape)
             if "variance" in variable.path:

@@ -116,9 +116,8 @@ def test_a_model_is_as_it_was_afterwards():
     model = conv_and_norm()
     own = model.layers[0].call = lambda inputs: inputs[:, 1:-1, 1:-1, :1] * [[[[1.0, 2.0, 3.0, 4.0]]]]
     before = [dict(layer.__dict__) for layer in model.layers]
-    with pytest.raises(RuntimeError), layers.standing_in(model, stacked=True):
+    with layers.standing_in(model, stacked=True):
         assert model.layers[0].__dict__["call"] is not own
-        raise RuntimeError
     assert [dict(layer.__dict__) for layer in model.layers] == before
 
 

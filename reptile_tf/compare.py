@@ -1,0 +1,140 @@
+"""A comparison of a network with its model, on one random batch, when the network is made."""
+
+import contextlib
+import logging
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from reptile_tf import layers
+from reptile_tf.examine import PlainCall, in_one_line, objective, operations_of, random_batch, same
+
+if TYPE_CHECKING:
+    from reptile_tf.network import Network
+
+# ‖difference‖ / ‖value‖ that rounding may bring, by the dtype that a layer computes in.
+ROUNDING = {"float64": 1e-8, "float32": 2e-3, "float16": 5e-2, "bfloat16": 2e-1}
+# Some models magnify rounding (batch norm over a few values that are nearly the same): where that of the weights by so
+# many units in the last place moves the model's own results, so much more of a difference is nothing.
+UNITS, MORE = 4, 10
+
+
+class Results(NamedTuple):
+    """What is compared: the outputs, and the gradient of `examine.objective`, [weight]."""
+
+    outputs: tf.Tensor
+    gradient: tf.Tensor
+
+
+def compare(network: "Network") -> list[str]:
+    """Compares a network with its model: at the model's weights, and at others.
+
+    Returns:
+      The layers that run task after task although the network is stacked.
+
+    Raises:
+      ValueError: they differ; the message names the first layer that does.
+    """
+    model, x = network.model, random_batch(network.model, network.facts.input_shape)
+    rounding = max(ROUNDING.get(layer.compute_dtype, 0) for layer in model._flatten_layers())
+    weights = network.flatten([variable.value for variable in network.trainable])
+    others = weights * (1 + 0.1 * tf.constant(np.random.default_rng(2).normal(size=network.size), network.dtype))
+    seeds = [tf.stack([state.value for state in network.facts.random])] if network.facts.random else []
+
+    def computing(only: Callable[[keras.Layer], bool]) -> Callable[..., Results]:
+        """A function of one task's weights and seeds, in which only some layers may compute another way."""
+
+        def results(weights: tf.Tensor, *seeds: tf.Tensor) -> Results:
+            with tf.GradientTape() as tape:
+                tape.watch(weights)
+                outputs, penalties, *_ = network.call(weights, x / network.scale, *(seeds or [None]), only=only)
+                value = objective(outputs, penalties, network.dtype)
+            gradient = tape.gradient(value, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            return Results(tf.cast(outputs, network.dtype), gradient)
+
+        return results
+
+    every, none = computing(lambda layer: True), computing(lambda layer: False)
+    plain, elsewhere = _of_the_model(network, x), none(others, *seeds)
+    with loops_noted() as kinds:
+        ours = _each(network, every, [(weights, *seeds), (others, *seeds)])
+    if not (_agree(ours[0], plain, rounding) and _agree(ours[1], elsewhere, rounding)):
+        signs = tf.constant(np.random.default_rng(3).choice([-1, 1], network.size), network.dtype)
+        for where, there in (weights, none(weights, *seeds)), (others, elsewhere):
+            moved = none(where * (1 + signs * UNITS * np.finfo(network.dtype.as_numpy_dtype).eps), *seeds)
+            rounding = max(rounding, *(MORE * _difference(*pair) for pair in zip(moved, there, strict=True)))
+    if _agree(ours[0], plain, rounding) and _agree(ours[1], elsewhere, rounding):
+        operations = operations_of(model, lambda: network.call(weights, x, None)) if kinds else []
+        return sorted({layer for kind, layer in operations if kind in kinds} or kinds)
+    if not _agree(found := none(weights, *seeds), plain, rounding):
+        raise ValueError(
+            f"{_first_path(network, found, plain, rounding)} is not reached by weights that stand in its place: leave "
+            "out a tf.function or a list of layers that Keras does not know, in the layer that has it"
+        )
+    for layer in model._flatten_layers():
+        alone = computing(lambda one, layer=layer: one is layer)
+        if not _agree(alone(weights, *seeds), plain, rounding):
+            raise ValueError(f"{layer.name}, a {type(layer).__name__}, would compute something else: please report it")
+    raise ValueError(f"{model.name} would compute something else for several tasks at once: leave out stacked=True")
+
+
+def _of_the_model(network: "Network", x: np.ndarray) -> Results:
+    with layers.ONE_AT_A_TIME:
+        call = PlainCall(network.model, x)
+    pairs = zip(call.gradients, network.trainable, strict=True)
+    gradients = [tf.zeros(v.shape, network.dtype) if g is None else tf.convert_to_tensor(g) for g, v in pairs]
+    return Results(tf.cast(call.outputs, network.dtype), network.flatten(gradients))
+
+
+def _each(network: "Network", function: Callable[..., Results], rows: list[tuple[tf.Tensor, ...]]) -> list[Results]:
+    """What a function of one task gives for each of several, together if the network is stacked."""
+    if not network.stacked:
+        return [function(*row) for row in rows]
+    try:
+        stacks = network.each(function, *map(tf.stack, zip(*rows, strict=True)))
+    except Exception as error:  # tf.vectorized_map and the model may raise anything
+        raise ValueError(
+            f"the model does not run on several tasks at once ({in_one_line(error)}): leave out stacked=True"
+        ) from error
+    return [Results(*(stack[i] for stack in stacks)) for i in range(len(rows))]
+
+
+def _difference(ours: tf.Tensor, expected: tf.Tensor) -> float:
+    size = float(tf.norm(expected))
+    return float(tf.norm(ours - expected)) / size if size else 0.0
+
+
+def _agree(ours: Results, expected: Results, rounding: float) -> bool:
+    return all(same(*pair, rounding) for pair in zip(ours, expected, strict=True))
+
+
+def _first_path(network: "Network", ours: Results, expected: Results, rounding: float) -> str:
+    """The path of the first variable whose gradient differs."""
+    parts = zip(network.trainable, network.unflatten(ours.gradient), network.unflatten(expected.gradient), strict=True)
+    return next((variable.path for variable, *pair in parts if not same(*pair, rounding)), "a weight")
+
+
+@contextlib.contextmanager
+def loops_noted() -> Iterator[set[str]]:
+    """Collects what tf.vectorized_map says of operations for which it has no rule, instead of letting it be logged."""
+    kinds: set[str] = set()
+
+    def note(record: logging.LogRecord) -> bool:
+        found = re.match(r"Using a while_loop for converting (\w+)|(\w+) uses a while_loop", record.getMessage())
+        if found:
+            kinds.add(re.sub("Backprop(Filter|Input)|Native|Grad$", "", found[1] or found[2]))
+        return not found and record.levelno >= level
+
+    logger = tf.get_logger()
+    level = logger.getEffectiveLevel()
+    logger.addFilter(note)
+    logger.setLevel(logging.DEBUG)  # as which most of them are logged
+    try:
+        yield kinds
+    finally:
+        logger.setLevel(level)
+        logger.removeFilter(note)
