@@ -73,6 +73,8 @@ def examine(model: keras.Model, is_classifier: bool) -> Facts:
     changed = {id(variable) for variable in call.changed}
     random = [state for state in _seed_states(model) if id(state) in changed]
     connected = [gradient is not None for gradient in call.gradients]
+    if not any(connected):
+        raise ValueError("the outputs depend on none of the trainable weights: unfreeze the layers that are to adapt")
     sparse = [
         v.path
         for v, gradient in zip(model.trainable_variables, call.gradients, strict=True)

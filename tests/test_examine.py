@@ -54,17 +54,19 @@ def counting(layer, x, training):
 class Remembering(keras.Model):
     """A model whose call is compiled with the weights that it has."""
 
-    def __init__(self):
+    def __init__(self, built):
         super().__init__()
         self.dense = L.Dense(3)
+        if built:
+            self.dense.build((None, 5))
 
     @tf.function
     def call(self, x):
         return self.dense(x)
 
 
-def remembering():
-    model = Remembering()
+def remembering(built=True):
+    model = Remembering(built)
     model(np.ones((4, 5)))
     return model
 
@@ -109,6 +111,7 @@ REFUSED = {
     "noise of no generator": (lambda: seq(Custom(global_generator)), "culprit gives other outputs at every call"),
     "noise around a norm": (noise_around_a_norm, "culprit has a batch norm in it and draws"),
     "a tf.function": (remembering, "dense/kernel is not reached .*leave out a tf.function"),
+    "a tf.function that builds": (lambda: remembering(False), "depend on none of the trainable weights"),
     "softmax": (lambda: keras.Sequential([L.Input((3,)), L.Dense(3, activation="softmax")]), "takes logits"),
     "a layer of softmax": (lambda: keras.Sequential([L.Input((3,)), L.Dense(3), L.Softmax()]), "takes logits"),
     "sigmoid": (lambda: keras.Sequential([L.Input((3,)), L.Dense(3, activation="sigmoid")]), "takes logits"),
