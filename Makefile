@@ -1,6 +1,6 @@
 # make train   sets up a virtual environment, gets Omniglot (or uses built-in glyphs) and trains for a few minutes
 # make test    sets up the same environment and runs the tests
-# make faults  runs the tests of crashes, full disks, hostile files and wrong input at length
+# make faults  runs the tests of crashes, full disks, hostile files, wrong input and exactness at length
 # make demo    builds the browser demo and serves it on this machine (PORT=8000); needs Node.js only
 
 PYTHON ?= python3
@@ -35,6 +35,7 @@ test: $(VENV)/installed
 faults: $(VENV)/installed
 	FAULTS_KILLS=50 FAULTS_EXAMPLES=5000 $(BIN)/python -m pytest -n 2 --dist loadfile tests/faults \
 	  --ignore tests/faults/test_long_run.py
+	EXACT_DRAWS=300 $(BIN)/python -m pytest -n 2 tests/test_exact.py
 	FAULTS_META_ITERS=30000 $(BIN)/python -m pytest tests/faults/test_long_run.py
 
 lint: $(VENV)/installed

@@ -72,8 +72,8 @@ def compare(network: "Network") -> list[str]:
         return sorted({layer for kind, layer in operations if kind in kinds} or kinds)
     if not _agree(found := none(weights, *seeds), plain, rounding):
         raise ValueError(
-            f"{_first_path(network, found, plain, rounding)} is not reached by weights that stand in its place: leave "
-            "out a tf.function or a list of layers that Keras does not know, in the layer that has it"
+            f"{_first_path(network, found, plain, rounding)} cannot be replaced by a task's own weights: leave out the "
+            "tf.function around it, which keeps the weights that it was traced with"
         )
     for layer in model._flatten_layers():
         alone = computing(lambda one, layer=layer: one is layer)

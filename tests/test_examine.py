@@ -110,7 +110,7 @@ REFUSED = {
     "noise of TensorFlow": (lambda: seq(Custom(stateful_noise)), "culprit draws random numbers from no generator"),
     "noise of no generator": (lambda: seq(Custom(global_generator)), "culprit gives other outputs at every call"),
     "noise around a norm": (noise_around_a_norm, "culprit has a batch norm in it and draws"),
-    "a tf.function": (remembering, "dense/kernel is not reached .*leave out a tf.function"),
+    "a tf.function": (remembering, "dense.*/kernel cannot be replaced .*leave out the tf.function"),
     "a tf.function that builds": (lambda: remembering(False), "depend on none of the trainable weights"),
     "softmax": (lambda: keras.Sequential([L.Input((3,)), L.Dense(3, activation="softmax")]), "takes logits"),
     "a layer of softmax": (lambda: keras.Sequential([L.Input((3,)), L.Dense(3), L.Softmax()]), "takes logits"),
