@@ -1,7 +1,6 @@
 """A learner's network after it has learned one task from a few examples."""
 
-import os
-import tempfile
+import copy
 import warnings
 from typing import TYPE_CHECKING
 
@@ -118,19 +117,18 @@ class Adapted:
 
 def _copy(network: Network) -> keras.Model:
     """A model with the same layers and weights, independent of the network's."""
-    kinds = {type(layer).__name__: type(layer) for layer in network.model._flatten_layers()}
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lambda layers are unsafe in files from others; this one is from here
-        path = os.path.join(folder, "model.keras")
-        try:
-            network.model.save(path)
-            copy = keras.saving.load_model(path, custom_objects=kinds, compile=False, safe_mode=False)
-            Network(copy, network.loss, network.scale)
-        except Exception:  # layers without get_config and the like: anything may be raised
-            return _WithOwnWeights(network.model)
-    of_copy, of_model = ([v.numpy() for v in model.variables] for model in (copy, network.model))
-    alike = len(of_copy) == len(of_model) and all(map(np.array_equal, of_copy, of_model))
-    return copy if alike else _WithOwnWeights(network.model)
+    model = network.model
+    kinds = {type(layer).__name__: type(layer) for layer in model._flatten_layers()}
+    try:
+        with warnings.catch_warnings(), keras.saving.custom_object_scope(kinds):
+            warnings.simplefilter("ignore")  # of lambdas, which Keras takes for unsafe where they come from a file
+            other = copy.deepcopy(model)
+        Network(other, network.loss, network.scale)
+    except Exception:  # layers without get_config and the like: anything may be raised
+        return _WithOwnWeights(model)
+    values = [[v.numpy() for v in one.variables] for one in (other, model)]
+    alike = len(values[0]) == len(values[1]) and all(map(np.array_equal, *values))
+    return other if alike else _WithOwnWeights(model)
 
 
 class _WithOwnWeights(keras.Model):

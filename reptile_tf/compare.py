@@ -10,7 +10,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from reptile_tf import layers
 from reptile_tf.examine import PlainCall, in_one_line, objective, operations_of, random_batch, same
 
 if TYPE_CHECKING:
@@ -83,8 +82,7 @@ def compare(network: "Network") -> list[str]:
 
 
 def _of_the_model(network: "Network", x: np.ndarray) -> Results:
-    with layers.ONE_AT_A_TIME:
-        call = PlainCall(network.model, x)
+    call = PlainCall(network.model, x)
     pairs = zip(call.gradients, network.trainable, strict=True)
     gradients = [tf.zeros(v.shape, network.dtype) if g is None else tf.convert_to_tensor(g) for g, v in pairs]
     return Results(tf.cast(call.outputs, network.dtype), network.flatten(gradients))

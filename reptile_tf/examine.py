@@ -58,9 +58,8 @@ def examine(model: keras.Model, is_classifier: bool) -> Facts:
             model(tf.constant(x), training=True)
 
     try:
-        with layers.ONE_AT_A_TIME:
-            call, again = PlainCall(model, x), PlainCall(model, x)
-            operations = operations_of(model, in_a_graph)
+        call, again = PlainCall(model, x), PlainCall(model, x)
+        operations = operations_of(model, in_a_graph)
     except Exception as error:  # a model may raise anything
         raise ValueError(f"the model cannot be called on a batch of shape {x.shape}: {in_one_line(error)}") from error
     _check_state(model, call, operations)

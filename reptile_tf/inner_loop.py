@@ -69,7 +69,8 @@ class Adaptation:
                 rate = tf.cast(self._optimizer.learning_rate, self.weights.dtype)
                 self.weights.assign_sub(self.weights * self._decayed * rate)
             self._optimizer.apply([gradient], [self.weights])
-            self.weights.assign(self._network.constrained(self.weights.value()))
+            if self._network.is_constrained:
+                self.weights.assign(self._network.constrained(self.weights.value()))
         return self.weights.value()
 
     def sgd_step(self, weights: tf.Tensor, tasks: Tasks, samples: tf.Tensor) -> tf.Tensor:

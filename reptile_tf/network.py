@@ -56,6 +56,7 @@ class Network:
       trainable: its trainable variables.
       size: how many weights they have.
       dtype: theirs.
+      is_constrained: whether any of them has a constraint.
 
     Raises:
       ValueError: the model does not serve, or would compute something else here; the message says what to do.
@@ -66,7 +67,8 @@ class Network:
         self.loss = loss
         self.scale = scale
         self.stacked = stacked
-        self.facts = examine.examine(model, is_classifier=loss is cross_entropy)
+        with layers.ONE_AT_A_TIME:
+            self.facts = examine.examine(model, is_classifier=loss is cross_entropy)
         self.trainable = list(model.trainable_variables)
         self.dtype = tf.as_dtype(self.trainable[0].dtype)
         self._shapes = [tuple(v.shape) for v in self.trainable]
@@ -75,7 +77,10 @@ class Network:
         # Keras passes over variables without a gradient, constraints and all.
         pairs = zip(self.trainable, self.facts.connected, strict=True)
         self._constraints = [v.constraint if on else None for v, on in pairs]
-        if in_turn := compare.compare(self):
+        self.is_constrained = any(self._constraints)
+        with layers.ONE_AT_A_TIME:
+            in_turn = compare.compare(self)
+        if in_turn:
             say(f"stacked: these run task after task, as they have no vectorized form: {', '.join(in_turn)}")
 
     def unstacked(self) -> "Network":
@@ -100,8 +105,6 @@ class Network:
 
     def constrained(self, weights: tf.Tensor) -> tf.Tensor:
         """The weights as the model's constraints leave them, as Keras does after every step: [stack, weight] to it."""
-        if not any(self._constraints):
-            return weights
 
         def of_one(weights: tf.Tensor) -> tf.Tensor:
             parts = zip(self._constraints, self.unflatten(weights), strict=True)

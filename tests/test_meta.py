@@ -325,6 +325,19 @@ def test_a_meta_iteration_is_traced_once(small_model, glyphs):
     assert one._meta_iteration.experimental_get_tracing_count() == 1
 
 
+def test_adapting_to_support_sets_of_any_size_is_compiled_once(small_model, glyphs):
+    one = learner(small_model(), adam())
+    for size, steps in ((4, 2), (6, 3), (9, 1)):
+        labels = np.arange(size) % 3
+        few = one.adapt(
+            glyphs.images[:size], labels if size == 4 else list(map(float, labels)), steps=steps, batch=size // 2
+        )
+        few.predict(glyphs.images[:size])
+    (program,) = one._adapter._programs.values()
+    assert program.experimental_get_tracing_count() == 1
+    assert one._adapter.predictions.experimental_get_tracing_count() == 1
+
+
 # --- state -------------------------------------------------------------------------------------------------------
 
 

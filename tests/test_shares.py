@@ -49,9 +49,21 @@ class Threads(Cluster):
 
 def by_threads(count, work):
     """What `work` gives for the cluster of each of so many workers."""
-    barrier, given = threading.Barrier(count, timeout=600), [None] * count
+    barrier, given = threading.Barrier(count), [None] * count
+
+    def guarded(worker):
+        try:
+            return work(worker)
+        except BaseException:
+            barrier.abort()  # or the others would wait for ever
+            raise
+
     with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(work, [Threads(index, barrier, given) for index in range(count)]))
+        done = [pool.submit(guarded, Threads(index, barrier, given)) for index in range(count)]
+    errors = [future.exception() for future in done if future.exception()]
+    if errors:
+        raise next((e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0])
+    return [future.result() for future in done]
 
 
 @pytest.mark.parametrize(

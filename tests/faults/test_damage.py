@@ -23,8 +23,8 @@ CONFIG = {"benchmark": "test", "settings": {"classes": 3}, "split": {"train": ["
 def whole(small_model, glyphs, tmp_path_factory):
     """The folder of a finished run, with checkpoints of 8 and 11 meta-iterations, and its state."""
     folder = RunFolder(tmp_path_factory.mktemp("whole") / "run")
-    claim(folder, CONFIG)
-    return folder.path, meta_train(small_model(), glyphs, SETTINGS, folder=folder).state()
+    with folder.claimed(CONFIG):
+        return folder.path, meta_train(small_model(), glyphs, SETTINGS, folder=folder).state()
 
 
 @pytest.fixture
@@ -57,7 +57,8 @@ def test_the_newest_whole_checkpoint_takes_over(damage, run, whole, small_model,
     assert run.load().iteration == 8
     said = capsys.readouterr().out
     assert (f"warning: cannot read {newest}" in said) == (damage != "removed")
-    again = meta_train(small_model(), glyphs, SETTINGS, folder=run).state()
+    with run.claimed(CONFIG):
+        again = meta_train(small_model(), glyphs, SETTINGS, folder=run).state()
     for name, value in whole[1].items():
         np.testing.assert_array_equal(again[name], value, err_msg=name)
     assert run.load().iteration == 11
@@ -101,11 +102,14 @@ def test_no_flipped_bit_goes_unnoticed(run):
 def test_with_no_whole_checkpoint_it_says_so(run, small_model, glyphs):
     for path in run.path.glob("checkpoint-*.npz"):
         path.write_bytes(path.read_bytes()[:100])
-    before = {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
-    with pytest.raises(UserError, match="no checkpoint can be read: .*0000011.npz .*checksum.*0000008.npz") as caught:
-        meta_train(small_model(), glyphs, SETTINGS, folder=run)
-    assert "\n" not in str(caught.value)
-    assert {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()} == before
+    with run.claimed(CONFIG):
+        before = {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
+        with pytest.raises(
+            UserError, match="no checkpoint can be read: .*0000011.npz .*checksum.*0000008.npz"
+        ) as caught:
+            meta_train(small_model(), glyphs, SETTINGS, folder=run)
+        assert "\n" not in str(caught.value)
+        assert {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()} == before
 
 
 def test_a_checkpoint_restored_from_a_copy_is_not_crowded_out_by_newer_damaged_ones(run, whole):
