@@ -42,6 +42,8 @@ def standing_in(
             )
             if stacked and _is_matmul(layer):
                 found["convolution_op"] = _matmul(layer)
+            if stacked and type(layer) is keras.layers.MaxPooling2D and layer.data_format == "channels_last":
+                found["call"] = _max_pooling(layer)
             if stacked and isinstance(layer, keras.layers.RNN):
                 found["unroll"] = True  # XLA cannot compile tf.vectorized_map's form of the loop
             if id(layer) in idle:
@@ -227,30 +229,53 @@ def _matmul(layer: keras.layers.Conv2D) -> Callable:
     return convolution_op
 
 
+def _max_pooling(layer: keras.layers.MaxPooling2D) -> Callable:
+    """Max pooling as the maximum of strided slices, one for each place in the window.
+
+    Its gradient is deterministic under XLA on a GPU, too, where TensorFlow's MaxPool has none such. Of places with the
+    same maximum, the first gets the gradient, as with TensorFlow's.
+    """
+    stock = layer.call
+
+    def call(inputs):
+        if None in inputs.shape[1:3]:
+            return stock(inputs)
+        if layer.padding == "same":
+            pads = [
+                _same_padding(*axis) for axis in zip(inputs.shape[1:3], layer.pool_size, layer.strides, strict=True)
+            ]
+            inputs = tf.pad(inputs, [(0, 0), *pads, (0, 0)], constant_values=inputs.dtype.min)
+        return functools.reduce(tf.maximum, windows(inputs, layer.pool_size, layer.strides))
+
+    return call
+
+
+def windows(inputs: tf.Tensor, size: tuple[int, int], strides: tuple[int, int]) -> list[tf.Tensor]:
+    """What lies at each place of a sliding window: [batch, height, width, channel] to [batch, height', width', …]."""
+    (rows, columns), (row_stride, column_stride) = size, strides
+    height = (inputs.shape[1] - rows) // row_stride + 1
+    width = (inputs.shape[2] - columns) // column_stride + 1
+    return [
+        inputs[
+            :,
+            row : row + (height - 1) * row_stride + 1 : row_stride,
+            column : column + (width - 1) * column_stride + 1 : column_stride,
+        ]
+        for row in range(rows)
+        for column in range(columns)
+    ]
+
+
 def patches_times_kernel(inputs: tf.Tensor, kernel: tf.Tensor, strides: tuple[int, int], padding: str) -> tf.Tensor:
     """[batch, height, width, channel] and [rows, columns, channel, filter] to [batch, height', width', filter]."""
     inputs, kernel = tf.convert_to_tensor(inputs), tf.convert_to_tensor(kernel)
     rows, columns, channels, filters = kernel.shape
-    row_stride, column_stride = strides
     if padding == "same":
         pads = [_same_padding(*axis) for axis in zip(inputs.shape[1:3], (rows, columns), strides, strict=True)]
         inputs = tf.pad(inputs, [(0, 0), *pads, (0, 0)])
-    height = (inputs.shape[1] - rows) // row_stride + 1
-    width = (inputs.shape[2] - columns) // column_stride + 1
-    patches = tf.concat(
-        [
-            inputs[
-                :,
-                row : row + (height - 1) * row_stride + 1 : row_stride,
-                column : column + (width - 1) * column_stride + 1 : column_stride,
-            ]
-            for row in range(rows)
-            for column in range(columns)
-        ],
-        axis=-1,
-    )
+    patches = tf.concat(windows(inputs, (rows, columns), strides), axis=-1)
     flat = tf.reshape(patches, [-1, rows * columns * channels])
-    return tf.reshape(flat @ tf.reshape(kernel, [-1, filters]), [-1, height, width, filters])
+    return tf.reshape(flat @ tf.reshape(kernel, [-1, filters]), [-1, *patches.shape[1:3], filters])
 
 
 def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:

@@ -204,7 +204,7 @@ class Draw:
             L.TimeDistributed(L.Dense(3)),
             lambda x: L.MultiHeadAttention(2, 3, dropout=dropout)(x, x),
             L.MaxPooling1D(2, padding="same"),
-            L.EinsumDense("abc,cd->abd", output_shape=(None, 3), bias_axes="d"),
+            lambda x: L.EinsumDense("abc,cd->abd", output_shape=(x.shape[1], 3), bias_axes="d")(x),
             *self._anywhere(),
         ]
 

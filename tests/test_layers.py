@@ -140,3 +140,28 @@ def test_a_saved_network_loads_without_this_package(tmp_path):
     x = np.random.default_rng(0).uniform(size=(3, 28, 28, 1)).astype(np.float32)
     np.testing.assert_array_equal(loaded(x, training=True), model(x, training=True))
     assert not [layer for layer in loaded.layers if not type(layer).__module__.startswith("keras.")]
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize(("pool", "strides", "size"), [(2, 2, 8), (2, 2, 7), (3, 2, 7), ((1, 3), (2, 1), 6)])
+def test_pooling_by_slices_has_the_stock_outputs_and_gradients_ties_and_odd_sizes_included(
+    padding, pool, strides, size
+):
+    model = keras.Sequential(
+        [
+            keras.layers.Input((size, size + 1, 2)),
+            keras.layers.DepthwiseConv2D(1, use_bias=False, depthwise_initializer="ones"),
+            keras.layers.MaxPooling2D(pool, strides, padding),
+        ]
+    )
+    x = np.random.default_rng(0).integers(-1, 2, (5, size, size + 1, 2)).astype(np.float32)  # few values: many ties
+    ours, expected = computed(model, x, stacked=True), computed(model, x, none)
+    np.testing.assert_array_equal(ours[0], expected[0])
+    gradients = []
+    for only in (None, none):
+        inputs = tf.constant(x)
+        with tf.GradientTape() as tape, layers.standing_in(model, stacked=True, **({"only": only} if only else {})):
+            tape.watch(inputs)
+            value = tf.reduce_sum(model.layers[-1](inputs) * np.random.default_rng(1).integers(1, 9, ours[0].shape))
+        gradients.append(tape.gradient(value, inputs).numpy())
+    np.testing.assert_array_equal(*gradients)
