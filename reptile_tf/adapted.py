@@ -30,7 +30,7 @@ class Adapter:
         self._learner = learner
         self._inner = InnerLoop(self.network, learner.inner_optimizer, weight_decay=learner.weight_decay)
         self._programs: dict[tuple, tf.types.experimental.PolymorphicFunction] = {}
-        self._inputs = tf.TensorSpec([1, None, *self.network.facts.input_shape], self.network.dtype)
+        self._inputs = tf.TensorSpec([1, None, *self.network.facts.input_shape], self.network.raw_dtype)
         weights = tf.TensorSpec([1, None], self.network.dtype)
         self.predictions = tf.function(self.network.predictions, input_signature=[weights, self._inputs, self._inputs])
 
@@ -41,7 +41,7 @@ class Adapter:
         dealt = deal_minibatches(len(x), batch, steps, False, rng)
         seeds = seed_of(rng)[np.newaxis] if self.network.facts.random else ()
         task = checks.tasks(self.network, Tasks(x[np.newaxis], y[np.newaxis], dealt[np.newaxis], seed=seeds))
-        x = x.astype(self.network.dtype.as_numpy_dtype)
+        x = x.astype(self.network.raw_dtype.as_numpy_dtype)
         weights = self._program(task)(task._replace(x=x[np.newaxis]))[0].numpy()
         if not np.isfinite(weights).all():
             raise NotFiniteError(["adapted weights"])
@@ -92,7 +92,7 @@ class Adapted:
         """
         network = self._adapter.network
         checks.inputs(network, np.shape(x)[1:])
-        x = np.asarray(x, network.dtype.as_numpy_dtype)
+        x = np.asarray(x, network.raw_dtype.as_numpy_dtype)
         stacks = (array[np.newaxis] for array in (self.weights, self._support_x, x))
         return self._adapter.predictions(*stacks)[transductive][0].numpy()
 

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from reptile_tf.examine import PlainCall, in_one_line, objective, operations_of, random_batch, same
+from reptile_tf.examine import ModelError, PlainCall, in_one_line, objective, operations_of, random_batch, same
 
 if TYPE_CHECKING:
     from reptile_tf.network import Network
@@ -36,8 +36,37 @@ def compare(network: "Network") -> list[str]:
       The layers that run task after task although the network is stacked.
 
     Raises:
-      ValueError: they differ; the message names the first layer that does.
+      ModelError: they differ, and the message names the first layer that does; or the network cannot be computed.
     """
+    try:
+        _check_constraints(network)
+        return _compare(network)
+    except ModelError:
+        raise
+    except Exception as error:  # a model may raise anything
+        raise ModelError(
+            f"the model cannot be computed with a task's own weights in place of its own: {in_one_line(error)}"
+        ) from error
+
+
+def _check_constraints(network: "Network") -> None:
+    for variable in network.trainable:
+        if variable.constraint is None:
+            continue
+        weights = tf.convert_to_tensor(variable.value)
+        try:
+            once, again = (variable.constraint(weights) for _ in range(2))
+            tf.function(variable.constraint).get_concrete_function(weights)
+        except Exception as error:  # a user's constraint may raise anything
+            raise ModelError(
+                f"the constraint of {variable.path} must be a function of a tensor that runs in a graph: "
+                f"{in_one_line(error)}"
+            ) from error
+        if not same(once, again, 0):
+            raise ModelError(f"the constraint of {variable.path} gives something else at every call: leave it out")
+
+
+def _compare(network: "Network") -> list[str]:
     model, x = network.model, random_batch(network.model, network.facts.input_shape)
     rounding = max(ROUNDING.get(layer.compute_dtype, 0) for layer in model._flatten_layers())
     weights = network.flatten([variable.value for variable in network.trainable])
@@ -67,18 +96,23 @@ def compare(network: "Network") -> list[str]:
             moved = none(where * (1 + signs * UNITS * np.finfo(network.dtype.as_numpy_dtype).eps), *seeds)
             rounding = max(rounding, *(MORE * _difference(*pair) for pair in zip(moved, there, strict=True)))
     if _agree(ours[0], plain, rounding) and _agree(ours[1], elsewhere, rounding):
-        operations = operations_of(model, lambda: network.call(weights, x, None)) if kinds else []
+        operations = operations_of(model, lambda: network.call(weights, x, None)[0]) if network.stacked else []
+        for kind, layer in operations:
+            if kind.startswith("StatelessRandom") and not any(
+                one._seed_generators for one in model._flatten_layers() if one.name == layer
+            ):
+                raise ModelError(f"{layer} has a fixed seed, of which XLA makes other numbers: leave out stacked=True")
         return sorted({layer for kind, layer in operations if kind in kinds} or kinds)
     if not _agree(found := none(weights, *seeds), plain, rounding):
-        raise ValueError(
+        raise ModelError(
             f"{_first_path(network, found, plain, rounding)} cannot be replaced by a task's own weights: leave out the "
             "tf.function around it, which keeps the weights that it was traced with"
         )
     for layer in model._flatten_layers():
         alone = computing(lambda one, layer=layer: one is layer)
         if not _agree(alone(weights, *seeds), plain, rounding):
-            raise ValueError(f"{layer.name}, a {type(layer).__name__}, would compute something else: please report it")
-    raise ValueError(f"{model.name} would compute something else for several tasks at once: leave out stacked=True")
+            raise ModelError(f"{layer.name}, a {type(layer).__name__}, would compute something else: please report it")
+    raise ModelError(f"{model.name} would compute something else for several tasks at once: leave out stacked=True")
 
 
 def _of_the_model(network: "Network", x: np.ndarray) -> Results:
@@ -95,7 +129,7 @@ def _each(network: "Network", function: Callable[..., Results], rows: list[tuple
     try:
         stacks = network.each(function, *map(tf.stack, zip(*rows, strict=True)))
     except Exception as error:  # tf.vectorized_map and the model may raise anything
-        raise ValueError(
+        raise ModelError(
             f"the model does not run on several tasks at once ({in_one_line(error)}): leave out stacked=True"
         ) from error
     return [Results(*(stack[i] for stack in stacks)) for i in range(len(rows))]

@@ -20,11 +20,16 @@ _STATEFUL = re.compile("Assign|ResourceScatter|ResourceApply|LookupTable(Insert|
 _GENERATOR = "give it a keras.random.SeedGenerator as an attribute"
 
 
+class ModelError(ValueError):
+    """A model that does not serve; the message is one line: the layer, why, and what to do."""
+
+
 class Facts(NamedTuple):
     """What a random batch told of a model.
 
     Attributes:
       input_shape: of one input; None for an axis of any length.
+      input_dtype: of the inputs.
       output_shape: of one input's output.
       random: the states of the random generators that a call in training draws from.
       connected: for each trainable variable, whether the outputs or the model's own losses depend on it.
@@ -32,6 +37,7 @@ class Facts(NamedTuple):
     """
 
     input_shape: tuple[int | None, ...]
+    input_dtype: tf.DType
     output_shape: tuple[int, ...]
     random: list[keras.Variable]
     connected: list[bool]
@@ -46,40 +52,45 @@ def examine(model: keras.Model, is_classifier: bool) -> Facts:
       is_classifier: whether its outputs go into the cross-entropy, and so must be logits.
 
     Raises:
-      ValueError: it does not serve; the message names the layer, and says what to do.
+      ModelError: it does not serve.
     """
     _check_form(model)
     shape = _input_shape(model)
     x = random_batch(model, shape)
 
-    def in_a_graph() -> None:
-        values = [(variable, tf.convert_to_tensor(variable.value)) for variable in model.trainable_variables]
-        with keras.StatelessScope(state_mapping=values):
+    seeds = _seed_states(model)
+
+    def in_a_graph() -> tf.Tensor:
+        values = [(v, tf.convert_to_tensor(v.value)) for v in [*model.trainable_variables, *seeds]]
+        with keras.StatelessScope(state_mapping=values) as scope:
             model(tf.constant(x), training=True)
+        # Which cannot be had if a generator is drawn from within a loop, or a function of its own.
+        return tf.stack([tf.identity(scope.get_current_value(seed)) for seed in seeds] or [0])
 
     try:
         call, again = PlainCall(model, x), PlainCall(model, x)
         operations = operations_of(model, in_a_graph)
     except Exception as error:  # a model may raise anything
-        raise ValueError(f"the model cannot be called on a batch of shape {x.shape}: {in_one_line(error)}") from error
+        raise ModelError(f"the model cannot be called on a batch of shape {x.shape}: {in_one_line(error)}") from error
     _check_state(model, call, operations)
     _check_randomness(model, operations)
     if not same(call.outputs, again.outputs, 0):
         name = next(name for name, is_same in _by_layer(model, x) if not is_same)
-        raise ValueError(f"{name} gives other outputs at every call: {_GENERATOR}")
+        raise ModelError(f"{name} gives other outputs at every call: {_GENERATOR}")
     if is_classifier:
         _check_logits(model, np.asarray(tf.cast(call.outputs, tf.float64)))
     changed = {id(variable) for variable in call.changed}
-    random = [state for state in _seed_states(model) if id(state) in changed]
+    random = [state for state in seeds if id(state) in changed]
     connected = [gradient is not None for gradient in call.gradients]
     if not any(connected):
-        raise ValueError("the outputs depend on none of the trainable weights: unfreeze the layers that are to adapt")
+        raise ModelError("the outputs depend on none of the trainable weights: unfreeze the layers that are to adapt")
     sparse = [
         v.path
         for v, gradient in zip(model.trainable_variables, call.gradients, strict=True)
         if isinstance(gradient, tf.IndexedSlices)
     ]
-    return Facts(shape, tuple(call.outputs.shape[1:]), random, connected, sparse)
+    dtype = tf.as_dtype(_input_dtype(model))
+    return Facts(shape, dtype, tuple(call.outputs.shape[1:]), random, connected, sparse)
 
 
 def in_one_line(error: Exception) -> str:
@@ -94,19 +105,19 @@ def in_one_line(error: Exception) -> str:
 def _check_form(model: keras.Model) -> None:
     """What can be seen without a call."""
     if keras.backend.backend() != "tensorflow":
-        raise ValueError(f"Keras runs on {keras.backend.backend()}: set KERAS_BACKEND=tensorflow, which this needs")
+        raise ModelError(f"Keras runs on {keras.backend.backend()}: set KERAS_BACKEND=tensorflow, which this needs")
     if not model.built or not model.variables:
-        raise ValueError("the model has no weights yet: give it an Input layer or call it once")
+        raise ModelError("the model has no weights yet: give it an Input layer or call it once")
     if not model.trainable_variables:
-        raise ValueError("the model has no trainable weights: unfreeze the layers that are to adapt")
+        raise ModelError("the model has no trainable weights: unfreeze the layers that are to adapt")
     if len(getattr(model, "inputs", None) or [0]) != 1 or len(getattr(model, "outputs", None) or [0]) != 1:
-        raise ValueError("the model must have one input and one output: make a model around it that joins them")
+        raise ModelError("the model must have one input and one output: make a model around it that joins them")
     if len(dtypes := {v.dtype for v in model.trainable_variables}) > 1:
-        raise ValueError(f"all trainable weights must have one dtype, not {', '.join(sorted(dtypes))}")
+        raise ModelError(f"all trainable weights must have one dtype, not {', '.join(sorted(dtypes))}")
     for layer in model._flatten_layers():
         inside = layer._flatten_layers(include_self=False)
         if layer._seed_generators and any(isinstance(one, keras.layers.BatchNormalization) for one in inside):
-            raise ValueError(
+            raise ModelError(
                 f"{layer.name} has a batch norm in it and draws random numbers itself: let a layer such as Dropout draw"
             )
 
@@ -116,7 +127,7 @@ def _input_shape(model: keras.Model) -> tuple[int | None, ...]:
         return tuple(model.input_shape[1:])
     shapes = list((model._build_shapes_dict or {}).values())  # of the batch that it was first called on
     if len(shapes) != 1 or not all(isinstance(axis, int | None) for axis in shapes[0]):
-        raise ValueError("the model's input has no known shape: call the model once on a batch, one tensor")
+        raise ModelError("the model's input has no known shape: call the model once on a batch, one tensor")
     return tuple(shapes[0][1:])
 
 
@@ -124,10 +135,13 @@ def random_batch(model: keras.Model, shape: tuple[int | None, ...]) -> np.ndarra
     """The same every time: numbers from 0 to 1, or 0 and 1 where the model takes integers."""
     rng = np.random.default_rng(0)
     size = (BATCH, *(axis or FREE_AXIS for axis in shape))
-    dtype = model.inputs[0].dtype if getattr(model, "inputs", None) else "float32"
-    if "int" in dtype:
-        return rng.integers(0, 2, size).astype(dtype)
-    return rng.uniform(size=size).astype(model.trainable_variables[0].dtype)
+    dtype = _input_dtype(model)
+    return rng.integers(0, 2, size).astype(dtype) if "int" in dtype else rng.uniform(size=size).astype(dtype)
+
+
+def _input_dtype(model: keras.Model) -> str:
+    """The dtype of inputs; a subclassed model says none."""
+    return model.inputs[0].dtype if getattr(model, "inputs", None) else model.trainable_variables[0].dtype
 
 
 def _seed_states(model: keras.Model) -> list[keras.Variable]:
@@ -145,12 +159,13 @@ class PlainCall:
     """
 
     def __init__(self, model: keras.Model, x: np.ndarray):
-        before = [(variable, variable.numpy()) for variable in model.variables]
+        variables = [*model.variables, *getattr(model, "metrics_variables", [])]
+        before = [(variable, variable.numpy()) for variable in variables]
         try:
             with tf.GradientTape() as tape:
                 self.outputs = model(tf.constant(x), training=True)
                 if not tf.is_tensor(self.outputs) or not self.outputs.shape.rank:
-                    raise ValueError("it must give one tensor [batch, ...]")
+                    raise TypeError("it must give one tensor [batch, ...]")
                 value = objective(self.outputs, model.losses, tf.as_dtype(model.trainable_variables[0].dtype))
             self.gradients = tape.gradient(value, [variable.value for variable in model.trainable_variables])
         finally:
@@ -159,7 +174,7 @@ class PlainCall:
             ]
             for variable, old in changed:
                 variable.assign(old)
-        self.changed = [variable for variable, _ in changed]
+        self.changed = [variable for variable, _ in changed if any(variable is one for one in model.variables)]
 
 
 def objective(outputs: tf.Tensor, penalties: list[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
@@ -172,10 +187,7 @@ def operations_of(model: keras.Model, function: Callable[[], object]) -> list[tu
     """The kind of each TensorFlow operation of a function, and the name of the model's layer that it belongs to."""
     names = {layer.name for layer in model._flatten_layers()}
 
-    def traced() -> None:
-        function()
-
-    definition = tf.function(traced).get_concrete_function().graph.as_graph_def()
+    definition = tf.function(function).get_concrete_function().graph.as_graph_def()
     nodes = [*definition.node, *(node for inner in definition.library.function for node in inner.node_def)]
 
     def layer_of(operation: str) -> str:
@@ -192,27 +204,27 @@ def _check_state(model: keras.Model, call: PlainCall, operations: list[tuple[str
             harmless |= {id(layer.moving_mean), id(layer.moving_variance)}  # which no call in training reads
     for variable in call.changed:
         if id(variable) not in harmless:
-            raise ValueError(f"every call in training changes {variable.path}: freeze that layer, or leave it out")
+            raise ModelError(f"every call in training changes {variable.path}: freeze that layer, or leave it out")
     for kind, name in operations:
         if _STATEFUL.match(kind):
-            raise ValueError(f"{name} changes a tf.Variable when it is called: leave that layer out")
+            raise ModelError(f"{name} changes a tf.Variable when it is called: leave that layer out")
 
 
 def _check_randomness(model: keras.Model, operations: list[tuple[str, str]]) -> None:
     with_generator = {layer.name for layer in model._flatten_layers() if layer._seed_generators}
     for kind, name in operations:
         if _RANDOM.search(kind) and not kind.startswith("Stateless") and name not in with_generator:
-            raise ValueError(f"{name} draws random numbers from no generator of its own: {_GENERATOR}")
+            raise ModelError(f"{name} draws random numbers from no generator of its own: {_GENERATOR}")
 
 
 def _check_logits(model: keras.Model, outputs: np.ndarray) -> None:
     if outputs.ndim != 2:
-        raise ValueError(f"the cross-entropy needs outputs [batch, class], not {list(outputs.shape)}: flatten them")
+        raise ModelError(f"the cross-entropy needs outputs [batch, class], not {list(outputs.shape)}: flatten them")
     last = getattr(model.outputs[0], "_keras_history", None) if getattr(model, "outputs", None) else None
     activation = getattr(last and last.operation, "activation", None)
     squashed = activation in (keras.activations.softmax, keras.activations.sigmoid)
     if squashed or (outputs.shape[1] > 1 and (outputs >= 0).all() and np.allclose(outputs.sum(1), 1, atol=1e-2)):
-        raise ValueError("the model gives probabilities, but the loss takes logits: leave out the softmax at its end")
+        raise ModelError("the model gives probabilities, but the loss takes logits: leave out the softmax at its end")
 
 
 def _by_layer(model: keras.Model, x: np.ndarray) -> Iterator[tuple[str, bool]]:

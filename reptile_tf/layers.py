@@ -197,7 +197,9 @@ def idle_biases(model: keras.Model) -> list[keras.Layer]:
             return False
         channels = 1 if layer.data_format == "channels_first" else 3
         return id(layer) in followers and all(
-            type(follower) is keras.layers.BatchNormalization and follower.axis in (channels, channels - 4)
+            type(follower) is keras.layers.BatchNormalization
+            and follower.axis in (channels, channels - 4)
+            and follower.compute_dtype == layer.compute_dtype  # else it gets a cast copy, and no bias with it
             for follower in followers[id(layer)]
         )
 

@@ -56,6 +56,7 @@ class Network:
       trainable: its trainable variables.
       size: how many weights they have.
       dtype: theirs.
+      raw_dtype: which inputs have before scaling, at the latest.
       is_constrained: whether any of them has a constraint.
 
     Raises:
@@ -71,6 +72,8 @@ class Network:
             self.facts = examine.examine(model, is_classifier=loss is cross_entropy)
         self.trainable = list(model.trainable_variables)
         self.dtype = tf.as_dtype(self.trainable[0].dtype)
+        whole = scale == 1 or self.facts.input_dtype.is_floating
+        self.raw_dtype = self.facts.input_dtype if whole else self.dtype
         self._shapes = [tuple(v.shape) for v in self.trainable]
         self._sizes = [int(np.prod(shape)) for shape in self._shapes]
         self.size = sum(self._sizes)
@@ -219,16 +222,16 @@ class Network:
         try:
             yield
         except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
-            if not self.stacked or not (
-                found := re.search(r"on XLA_\w+: (\w+)|([^\n]*XLA implementation)", str(error))
-            ):
+            if not self.stacked:
                 raise
-            what = found[1] or found[2].strip()
+            found = re.search(r"on XLA_\w+: (\w+)", str(error))
+            what = found[1] if found else examine.in_one_line(error)
             raise ValueError(f"XLA does not compile this network ({what}): leave out stacked=True") from error
 
     def _scaled(self, x: tf.Tensor) -> tf.Tensor:
-        x = tf.cast(x, self.dtype)
-        return x if self.scale == 1 else x * tf.constant(self.scale, self.dtype)
+        x = tf.cast(x, self.raw_dtype)
+        scaled = x if self.scale == 1 else x * tf.constant(self.scale, self.raw_dtype)
+        return tf.cast(scaled, self.facts.input_dtype)
 
     def each(self, function: Callable, *stacks: tf.Tensor) -> Any:
         """What a function of one task's tensors gives for a stack of tasks: [stack, ...] each to the same."""

@@ -71,6 +71,40 @@ def remembering(built=True):
     return model
 
 
+class DroppingCell(L.Layer):
+    """A cell of a recurrent layer that draws random numbers inside its loop."""
+
+    state_size = 2
+
+    def __init__(self):
+        super().__init__()
+        self.dense, self.dropout = L.Dense(2), L.Dropout(0.5)
+        self.dense.build((None, 2))
+        self.built = True
+
+    def call(self, x, states, training=None):
+        h = self.dropout(self.dense(x) + states[0], training=training)
+        return h, [h]
+
+
+def dropping_in_a_loop():
+    return keras.Sequential([L.Input((4, 2)), L.RNN(DroppingCell()), L.Dense(3)])
+
+
+class Counted:
+    """A constraint of another kind at every call."""
+
+    calls = 0
+
+    def __call__(self, weights):
+        Counted.calls += 1
+        return weights * Counted.calls
+
+
+def constrained(constraint):
+    return keras.Sequential([L.Input((3,)), L.Dense(3, kernel_constraint=constraint)])
+
+
 def joint():
     x, y = L.Input((3,)), L.Input((3,))
     return keras.Model([x, y], L.Dense(3)(L.Add()([x, y])))
@@ -112,6 +146,10 @@ REFUSED = {
     "noise around a norm": (noise_around_a_norm, "culprit has a batch norm in it and draws"),
     "a tf.function": (remembering, "dense.*/kernel cannot be replaced .*leave out the tf.function"),
     "a tf.function that builds": (lambda: remembering(False), "depend on none of the trainable weights"),
+    "noise in a loop": (dropping_in_a_loop, "cannot be called on a batch .*InaccessibleTensorError"),
+    "a constraint of variables": (lambda: constrained(lambda w: w.value * 1.0), "constraint of .*kernel must be a"),
+    "a constraint of NumPy": (lambda: constrained(lambda w: np.abs(w)), "constraint of .*kernel must be a"),
+    "a constraint that counts": (lambda: constrained(Counted()), "constraint of .*kernel gives"),
     "softmax": (lambda: keras.Sequential([L.Input((3,)), L.Dense(3, activation="softmax")]), "takes logits"),
     "a layer of softmax": (lambda: keras.Sequential([L.Input((3,)), L.Dense(3), L.Softmax()]), "takes logits"),
     "sigmoid": (lambda: keras.Sequential([L.Input((3,)), L.Dense(3, activation="sigmoid")]), "takes logits"),
@@ -131,6 +169,26 @@ def test_what_would_not_be_exact_is_refused_in_one_line(name, stacked):
         learner(model, stacked=stacked)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+def test_noise_of_a_fixed_seed_is_exact_but_for_xla():
+    model = seq(Custom(lambda layer, x, _: x * keras.random.uniform((1, 6, 6, 2), dtype=x.dtype, seed=3)))
+    learner(model)
+    with pytest.raises(ValueError, match="culprit has a fixed seed, of which XLA makes other numbers"):
+        learner(model, stacked=True)
+
+
+def test_inputs_are_as_precise_as_the_model_takes_them():
+    """Seconds since 1970, normalized in float64 in front of a float32 network."""
+    norm = L.Normalization(mean=1.7e9, variance=1e4, dtype="float64")
+    model = keras.Sequential([L.Input((3,), dtype="float64"), norm, L.Dense(3)])
+    x = 1.7e9 + 100 * np.random.default_rng(0).normal(size=(4, 3))
+    few = learner(model).adapt(x, [0, 1, 2, 0], steps=0)
+    np.testing.assert_allclose(few.outputs(x, transductive=True), model(x), rtol=1e-5)
+
+
+def test_a_frozen_norm_of_another_precision_behind_a_convolution_is_taken():
+    learner(seq(L.Conv2D(2, 3, dtype="mixed_bfloat16"), L.BatchNormalization(trainable=False, dtype="float32")))
 
 
 def test_another_backend_is_refused(small_model, monkeypatch):
