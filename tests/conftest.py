@@ -14,6 +14,9 @@ from made_imagenet import ImageNet
 from mirrors import make_mirror
 
 from reptile_tf import cli, data, device
+from reptile_tf.evaluate import Evaluator
+from reptile_tf.meta import MetaLearner
+from reptile_tf.network import Predictions
 
 DEMO = pathlib.Path(__file__).parent.parent / "demo"
 in_node = pytest.mark.skipif(
@@ -98,6 +101,24 @@ def main(monkeypatch, capsys, tmp_path):
         return code, capsys.readouterr().err
 
     return call
+
+
+@pytest.fixture
+def rehearsed(monkeypatch):
+    """Steps that do nothing, and adaptations that answer rightly one by one and wrongly together.
+
+    Two lists, of what they are given: (tasks, meta-step) of each step, and the tasks of each round of adaptations.
+    """
+    steps, adaptations = [], []
+
+    def logits(self, batch):
+        adaptations.append(batch)
+        right = np.eye(batch.query_y.shape[1], dtype=np.float32)[batch.query_y]
+        return Predictions(right, 1 - right)
+
+    monkeypatch.setattr(MetaLearner, "step", lambda self, *given: steps.append(given) or 1.0)
+    monkeypatch.setattr(Evaluator, "logits", logits)
+    return steps, adaptations
 
 
 @pytest.fixture

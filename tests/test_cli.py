@@ -15,6 +15,7 @@ import tensorflow as tf
 from matplotlib import image
 
 import reptile_tf
+from reptile_tf import benchmarks, tasks
 from reptile_tf.checkpoint import RunFolder
 from reptile_tf.data import ImageClasses
 from reptile_tf.errors import UserError
@@ -163,6 +164,68 @@ def test_the_other_ways_to_train_run_too(tmp_path):
         assert done.returncode == 0, done.stderr
         assert ("XLA" in done.stdout) == ("--mode=stacked" in arguments)
         assert "test accuracy: " in done.stdout
+
+
+# --- what is drawn and what is told, in this process -------------------------------------------------------------
+
+
+@pytest.fixture
+def rehearse(main, rehearsed, glyphs, monkeypatch):
+    """Runs the script on few glyphs; it trains and adapts as `rehearsed` says."""
+    monkeypatch.setattr("reptile_tf.data.glyphs.load", lambda: glyphs)
+    monkeypatch.setattr(benchmarks, "OMNIGLOT_TRAINING_CHARACTERS", 30)
+
+    def call(*arguments):
+        assert main(*arguments) == (0, "")
+
+    return call
+
+
+def test_the_classes_of_training_are_turned_and_those_of_the_test_are_not(rehearse, monkeypatch):
+    drawn = {"training_tasks": set(), "evaluation_tasks": set()}
+
+    def noted(name, draw):
+        return lambda classes, **options: drawn[name].add(classes.names) or draw(classes, **options)
+
+    for name in drawn:
+        monkeypatch.setattr(tasks, name, noted(name, getattr(tasks, name)))
+    rehearse(*TINY, "--meta-iters=1", "--checkpoint=run")
+    split = RunFolder("run").config()["split"]
+    turned = tuple(name + turn for turn in ("", "@90", "@180", "@270") for name in split["train"])
+    assert drawn == {"training_tasks": {turned}, "evaluation_tasks": {turned, tuple(split["test"])}}
+    drawn["evaluation_tasks"].clear()
+    rehearse("--pretrained", "--source=glyphs", "--eval-samples=2", "--checkpoint=run")
+    assert drawn["evaluation_tasks"] == {turned, tuple(split["test"])}
+
+
+def test_the_seed_decides_on_split_first_weights_and_tasks(rehearse, rehearsed):
+    splits, weights = [], []
+    for folder in ("0", "1"):
+        rehearse(*TINY, "--meta-iters=1", "--eval-samples=2", f"--checkpoint={folder}", f"--seed={folder}")
+        splits.append(RunFolder(folder).config()["split"])
+        weights.append(newest(pathlib.Path(folder))["state/phi"])
+    assert set(splits[0]["test"]) != set(splits[1]["test"])
+    assert (weights[0] != weights[1]).any()
+    (one, _), (other, _) = rehearsed[0]
+    assert (one.minibatches != other.minibatches).any()
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        ("--notransductive", {"test": 1.0, "test, transductive": 0.0}),
+        ("--transductive", {"test": 0.0, "test, not transductive": 1.0}),
+    ],
+)
+def test_the_results_name_the_way_that_was_asked_for_first(rehearse, flag, expected):
+    rehearse(*TINY, flag, "--meta-iters=1", "--checkpoint=run")
+    rehearse("--pretrained", flag, "--source=glyphs", "--shots=1", "--eval-samples=2", "--checkpoint=run")
+    how = "-transductive" if flag == "--transductive" else ""
+    for file in ("results.json", f"evaluation-1shot{how}.json"):
+        results = json.loads(pathlib.Path("run", file).read_text())
+        found = {name: value["accuracy"] for name, value in results.items() if name.startswith("test")}
+        assert found == expected
+        assert results["train"] == results["test"]
 
 
 # --- mistakes, in this process -----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from reptile_tf import tasks
 from reptile_tf.errors import UserError
@@ -76,6 +77,21 @@ def test_a_non_transductive_answer_does_not_depend_on_the_other_queries(learner,
     assert np.abs(answers.transductive[:, 0] - others.transductive[:, 0]).max() > 1e-3
 
 
+def test_the_weight_decay_multiplies_before_every_step_of_an_adaptation():
+    """The loss is (w - 5)² / 2, the rate 0.5: w = 1 → 0.8 → 2.9 → 2.32 → 3.66, what the model answers to 1."""
+    model = keras.Sequential([keras.layers.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    model.layers[0].kernel.assign([[1.0]])
+    one = MetaLearner(
+        model, keras.optimizers.SGD(0.5), keras.optimizers.SGD(), weight_decay=0.8,
+        loss=lambda y, w: tf.reduce_sum((w - y) ** 2) / 2,
+    )  # fmt: skip
+    x, y = np.ones([1, 1, 1], np.float32), np.full([1, 1, 1], 5.0, np.float32)
+    batch = tasks.EvalTasks(tasks.Tasks(x, y, np.zeros([1, 2, 1], np.int32)), x, np.zeros([1, 1], np.int32))
+    for answers in Evaluator(one, at_most=1).logits(batch):
+        assert answers.ravel() == pytest.approx([3.66])
+    assert one.adapt(x[0], y[0], steps=2, batch=1).outputs(x[0]).ravel() == pytest.approx([3.66])
+
+
 @pytest.mark.parametrize("transductive", [False, True])
 def test_answers_are_the_stock_models(float64, small_model, glyphs, transductive):
     """Without adaptation: the stock model on the queries together, or on the support set and one query."""
@@ -115,6 +131,20 @@ def test_meta_test_answers_in_the_way_that_the_settings_ask_for(learner, glyphs)
         accuracy = meta_test(learner, glyphs, settings)
         assert accuracy == Accuracy.of(by_task[transductive])
         assert accuracy.tasks == 5
+
+
+def test_the_right_answers_are_counted_in_each_way_by_itself(small_model, glyphs, rehearsed):
+    one = MetaLearner(small_model(), keras.optimizers.SGD(0.1), keras.optimizers.SGD())
+    settings = dataclasses.replace(SETTINGS, eval_samples=7)
+    by_task = accuracy_by_task(one, glyphs, settings)
+    assert by_task.one_by_one.tolist() == [1.0] * 7
+    assert by_task.transductive.tolist() == [0.0] * 7
+    for transductive in (False, True):
+        asked = meta_test(one, glyphs, dataclasses.replace(settings, transductive=transductive))
+        assert asked.accuracy == (0.0 if transductive else 1.0)
+    for batch in rehearsed[1]:
+        assert batch.support.x.shape[1] == 3 * 2
+        assert batch.support.minibatches.shape[1:] == (3, 4)
 
 
 def test_accuracy_of_tasks_and_its_interval():

@@ -15,6 +15,23 @@ def numbers(seed=0):
     return np.random.default_rng(seed)
 
 
+@pytest.fixture(scope="module")
+def numbered(glyphs):
+    """Forty classes of eight images, each a single number: those of class c are 8 c to 8 c + 7."""
+    return dataclasses.replace(glyphs, images=np.arange(320, dtype=np.uint16).reshape(320, 1, 1, 1))
+
+
+def drawn_for(purpose, classes, count):
+    """The images of many tasks as class and number within it, int [task, label, image] each, the query's last."""
+    common = {"way": 5, "batch": 5, "steps": 2, "seed": 0, "count": count}
+    if purpose == "training":
+        x = tasks.training_tasks(classes, iteration=0, shots=3, query_shots=1, **common).x.reshape(count, 5, 3)
+    else:
+        batch = tasks.evaluation_tasks(classes, shots=2, **common)
+        x = np.concatenate([batch.support.x.reshape(count, 5, 2), batch.query_x.reshape(count, 5, 1)], axis=2)
+    return np.divmod(x, 8)
+
+
 def test_minibatches_are_dealt_from_shuffles_and_may_straddle_them():
     dealt = tasks.deal_minibatches(5, 3, 10, False, numbers())
     for shuffle in dealt.ravel().reshape(6, 5):
@@ -38,10 +55,9 @@ def test_a_minibatch_may_be_larger_than_the_task_without_replacement():
     assert np.bincount(dealt.ravel()).tolist() == [5, 5]
 
 
-def test_a_draw_has_different_classes_and_different_images_of_each(glyphs):
-    numbered = dataclasses.replace(glyphs, images=np.arange(320, dtype=np.uint16).view(np.uint8).reshape(320, 1, 2, 1))
+def test_a_draw_has_different_classes_and_different_images_of_each(numbered):
     for seed in range(20):
-        drawn = tasks.draw_images(numbered, 5, 8, numbers(seed)).reshape(5, 16).view(np.uint16)
+        drawn = tasks.draw_images(numbered, 5, 8, numbers(seed)).reshape(5, 8)
         classes = drawn // 8
         assert (classes == classes[:, :1]).all()
         assert len(set(classes[:, 0])) == 5
@@ -55,6 +71,40 @@ def test_label_i_is_the_ith_class_drawn_and_indexes_reach_its_images(glyphs):
         drawn = tasks.draw_images(glyphs, 5, 4, rng)
         for label in range(5):
             np.testing.assert_array_equal(batch.x[task][batch.y[task] == label], drawn[label])
+
+
+@pytest.mark.parametrize("purpose", ["training", "evaluation"])
+def test_every_class_has_every_label_equally_often(numbered, purpose):
+    """Each of 40 classes each of 5 labels 25 times, give or take 5."""
+    classes, _ = drawn_for(purpose, numbered, 1000)
+    for label in range(5):
+        counts = np.bincount(classes[:, label, 0], minlength=40)
+        assert 0 < counts.min() <= counts.max() < 60
+
+
+@pytest.mark.parametrize("purpose", ["training", "evaluation"])
+def test_every_image_of_a_class_is_the_query_equally_often(numbered, purpose):
+    """Each of 8 images 625 times, give or take 25."""
+    _, images = drawn_for(purpose, numbered, 1000)
+    counts = np.bincount(images[:, :, -1].ravel(), minlength=8)
+    assert 500 < counts.min() <= counts.max() < 750
+
+
+def test_training_looks_and_evaluation_draw_other_tasks(numbered):
+    """Of the same seed, iteration and number."""
+    streams = tasks.TRAINING, tasks.MONITORING, tasks.EVALUATION
+    assert len({tasks.generator(0, stream, 0, 0).random() for stream in streams}) == 3
+    in_training, in_evaluation = (drawn_for(purpose, numbered, 20)[0] for purpose in ("training", "evaluation"))
+    assert not (in_training == in_evaluation).all((1, 2)).any()
+
+
+def test_images_of_rotated_classes_are_turned(glyphs):
+    upright = glyphs.of_class(3)
+    turned = glyphs.subset([3]).with_rotations()
+    for index in range(4):
+        batch = tasks.training_tasks(turned.subset([index]), iteration=0, count=1, **(TRAINING | {"way": 1}))
+        for image in batch.x[0]:
+            assert any(np.array_equal(image, np.rot90(one, index)) for one in upright)
 
 
 def test_seeds_of_64_bits_are_told_apart():

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from claims import claim
 
-from reptile_tf import train
-from reptile_tf.checkpoint import KEEP, RunFolder
-from reptile_tf.cluster import ALONE
+from reptile_tf import tasks, train
+from reptile_tf.checkpoint import KEEP, Checkpoint, RunFolder
+from reptile_tf.cluster import ALONE, Cluster
 from reptile_tf.errors import UserError
 from reptile_tf.evaluate import meta_test
-from reptile_tf.meta import MetaLearner
+from reptile_tf.meta import MetaLearner, foml, maml, reptile
 from reptile_tf.settings import Settings
 from reptile_tf.train import Interrupted, meta_train
 
@@ -172,6 +172,102 @@ def test_training_learns(small_model, glyphs):
     assert trained.accuracy - trained.ci95 > untrained.accuracy + untrained.ci95
 
 
+# --- settings ----------------------------------------------------------------------------------------------------
+
+
+def test_steps_get_the_tasks_and_the_rate_of_the_settings(small_model, glyphs, rehearsed):
+    settings = dataclasses.replace(SETTINGS, meta_iters=4, eval_batch=6, eval_iters=7)
+    meta_train(small_model(), glyphs, settings, held_out=glyphs)
+    assert [rate for _, rate in rehearsed[0]] == pytest.approx([1.0, 0.75, 0.5, 0.25])
+    for batch, _ in rehearsed[0]:
+        assert batch.x.shape[:2] == (2, 3 * 4)
+        assert batch.minibatches.shape == (2, 2, 5)
+        assert batch.query == ()
+    for batch in rehearsed[1]:
+        assert batch.support.x.shape[1] == 3 * 1
+        assert batch.support.minibatches.shape[1:] == (7, 6)
+
+
+def test_first_order_maml_gets_the_query_images_of_the_settings(small_model, glyphs, rehearsed):
+    for tail, steps, query in ((0, 1, 5), (2, 1, 3 * 2)):
+        rehearsed[0].clear()
+        meta_train(small_model(), glyphs, dataclasses.replace(SETTINGS, foml=True, foml_tail=tail, meta_iters=1))
+        ((batch, _),) = rehearsed[0]
+        assert batch.x.shape[1] == 3 * 4
+        assert batch.minibatches.shape == (2, steps, 5)
+        assert batch.query.shape == (2, 1, query)
+
+
+def test_no_two_tasks_of_a_run_are_drawn_alike(small_model, glyphs, rehearsed, monkeypatch):
+    """Of training, of its looks, of the final evaluation."""
+    drawn, generator = [], tasks.generator
+
+    def noted(*numbers):
+        drawn.append(generator(*numbers).random())
+        return generator(*numbers)
+
+    monkeypatch.setattr(tasks, "generator", noted)
+    learner = meta_train(small_model(), glyphs, SETTINGS, held_out=glyphs)
+    in_training = len(drawn)
+    meta_test(learner, glyphs, dataclasses.replace(SETTINGS, eval_samples=30))
+    assert in_training >= 11 * 2 + 4 * 2
+    assert len(drawn) >= in_training + 30
+    assert len(set(drawn)) == len(drawn)
+
+
+@pytest.mark.parametrize(("transductive", "accuracy"), [(False, 1.0), (True, 0.0)])
+def test_looks_are_in_the_way_that_the_settings_ask_for(
+    small_model, glyphs, rehearsed, tmp_path, capsys, transductive, accuracy
+):
+    run(small_model, glyphs, tmp_path / "run", dataclasses.replace(SETTINGS, transductive=transductive))
+    history = RunFolder(tmp_path / "run").load().history
+    assert history[:, 0].tolist() == [3, 3, 6, 6, 9, 9, 11, 11]
+    assert (history[:, 2] == accuracy).all()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert f"held-out accuracy {100 * accuracy:.2f} ± 0.00 % (8 tasks)" in last
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """A function from settings to what `make_learner` makes a learner of: both optimizers and the options."""
+    cluster = Cluster()
+
+    def make(**settings):
+        given = train.make_learner("a model", Settings(**settings), 0.25, stacked=True, cluster=cluster)
+        model, inner, outer, options = given
+        assert (model, options.pop("scale"), options.pop("stacked")) == ("a model", 0.25, True)
+        assert options.pop("cluster") is cluster
+        return inner, outer, options
+
+    monkeypatch.setattr(train, "MetaLearner", lambda *given, **options: (*given, options))
+    return make
+
+
+def test_a_learner_is_what_the_settings_say(made):
+    inner, outer, options = made(learning_rate=0.5, meta_batch=3, weight_decay=0.75, in_turn=True)
+    assert options == {"meta_gradient": reptile, "meta_batch": 3, "weight_decay": 0.75, "sequential": True}
+    papers = keras.optimizers.Adam(0.5, beta_1=0.0, beta_2=0.999, epsilon=1e-8, name=inner.name)
+    assert type(inner) is keras.optimizers.Adam
+    assert inner.get_config() == papers.get_config()
+    assert type(outer) is keras.optimizers.SGD
+    inner, outer, options = made(learning_rate=0.5, sgd=True, maml=True, meta_optimizer="adam")
+    assert options == {"meta_gradient": maml, "meta_batch": 1, "weight_decay": 1.0, "sequential": False}
+    assert type(inner) is keras.optimizers.SGD
+    assert inner.get_config() == keras.optimizers.SGD(0.5, name=inner.name).get_config()
+    assert type(outer) is keras.optimizers.Adam
+
+
+def test_the_meta_gradient_is_the_one_asked_for(made, monkeypatch):
+    monkeypatch.setattr(train, "partial_sum", lambda terms: ("sum of", terms))
+    for settings, expected in (
+        ({}, reptile),
+        ({"foml": True}, foml),
+        ({"maml": True, "sgd": True}, maml),
+        ({"gradients": "1,3"}, ("sum of", {1, 3})),
+    ):
+        assert made(**settings)[-1]["meta_gradient"] == expected
+
+
 # --- the folder --------------------------------------------------------------------------------------------------
 
 
@@ -201,6 +297,20 @@ def test_settings_that_are_newer_than_a_run_had_their_defaults(tmp_path):
     claim(folder, CONFIG | {"settings": CONFIG["settings"] | {"gradients": ""}})
     with pytest.raises(UserError, match="--maml False there, True here"):
         claim(folder, CONFIG | {"settings": CONFIG["settings"] | {"maml": True}})
+
+
+def test_a_checkpoint_holds_the_moments_of_both_optimizers(small_model, tmp_path):
+    settings = dataclasses.replace(SETTINGS, meta_optimizer="adam")
+    one, other = (train.make_learner(small_model(), settings, 1.0) for _ in range(2))
+    rng = np.random.default_rng(0)
+    state = {name: rng.uniform(1, 9, value.shape).astype(value.dtype) for name, value in one.state().items()}
+    # Of each Adam the number of steps and both moments.
+    assert list(state) == ["phi", *(f"inner/{i}" for i in range(3)), *(f"outer/{i}" for i in range(3))]
+    one.restore(state)
+    folder = RunFolder(tmp_path)
+    folder.save(Checkpoint(1, 1.0, one.state(), np.zeros([0, 3])))
+    train.restore(other, folder.load())
+    assert_equal(other.state(), state)
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):

@@ -132,6 +132,29 @@ def test_a_write_that_fails_leaves_the_older_files_and_names_the_path(disk, fini
     assert not leftovers(folder)
 
 
+def test_a_file_is_on_disk_before_it_takes_an_older_ones_place(tmp_path, monkeypatch):
+    """Else a power cut could leave a new name with nothing behind it."""
+    fsync, replace, on_disk, placed = os.fsync, os.replace, set(), []
+
+    def whole(file):
+        return os.stat(file).st_ino, os.stat(file).st_size
+
+    def noted_fsync(handle):
+        fsync(handle)
+        on_disk.add(whole(handle))
+
+    def noted_replace(part, path):
+        assert whole(part) in on_disk
+        replace(part, path)
+        placed.append(path.name)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    files.write_text(tmp_path / "results.json", "{}")
+    RunFolder(tmp_path).save(Checkpoint(40, 1.0, {}, np.zeros([0, 3])))
+    assert placed == ["results.json", "checkpoint-0000040.npz"]
+
+
 @pytest.fixture
 def photographs(tmp_path):
     """Three sets of four classes of ten images: 2.5 MB once they are prepared."""

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from test_meta import centred, quadratic
 
 from reptile_tf import MetaLearner, Settings, UserError, meta_test, meta_train, tasks
 from reptile_tf.checkpoint import RunFolder
@@ -79,6 +80,34 @@ def test_moments_that_overflow_are_noticed_though_the_weights_are_finite(small_m
     ones = batch(glyphs)
     with pytest.raises(NotFiniteError, match="inner/"):
         one.step(ones._replace(y=np.ones_like(ones.y)), 0.1)
+
+
+def only(name, one, batch, meta_step):
+    """Steps, and sees that nothing but `name` is not finite, and that nothing has changed."""
+    before = one.state()
+    with pytest.raises(NotFiniteError) as caught:
+        one.step(batch, meta_step)
+    assert caught.value.args[0] == [name]
+    assert_same(one.state(), before)
+
+
+def test_weights_alone_that_are_not_finite_are_noticed():
+    """The mean of the meta-gradients is -0.75."""
+    only("phi", quadratic(reptile), centred(5, -1), np.inf)
+
+
+def test_a_moment_of_the_inner_optimizer_alone_is_noticed():
+    """The square of 1e25 is infinite, and Adam steps by 1e25 / ∞."""
+    inner = keras.optimizers.Adam(1e-2, beta_1=0.0)
+    only("inner/2", quadratic(reptile, inner=inner), centred(1e25, 1e25, steps=1), 0.1)
+
+
+def test_a_moment_of_the_outer_optimizer_alone_is_noticed():
+    """Adagrad sums up the squares of 1e19, three of which are still finite."""
+    one = quadratic(reptile, outer=keras.optimizers.Adagrad())
+    for _ in range(3):
+        one.step(centred(2e19, 2e19, steps=1), 0.0)
+    only("outer/1", one, centred(2e19, 2e19, steps=1), 0.0)
 
 
 @pytest.mark.parametrize(
