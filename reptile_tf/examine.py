@@ -96,10 +96,9 @@ def examine(model: keras.Model, is_classifier: bool) -> Facts:
 def in_one_line(error: Exception) -> str:
     """What another library's error says, but for where Keras and TensorFlow came across it."""
     text = re.sub(r"\x1b\[\d*m", "", str(error))
-    lines = [
-        line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Exception encountered")
-    ]
-    return f"{type(error).__name__}: {lines[0][:160] if lines else ''}"
+    where = ("Exception encountered", "Graph execution error", "in user code", "Detected at node", "File ")
+    lines = [line.strip() for line in text.splitlines()]
+    return f"{type(error).__name__}: {next((line for line in lines if line and not line.startswith(where)), '')[:160]}"
 
 
 def _check_form(model: keras.Model) -> None:
@@ -131,9 +130,9 @@ def _input_shape(model: keras.Model) -> tuple[int | None, ...]:
     return tuple(shapes[0][1:])
 
 
-def random_batch(model: keras.Model, shape: tuple[int | None, ...]) -> np.ndarray:
-    """The same every time: numbers from 0 to 1, or 0 and 1 where the model takes integers."""
-    rng = np.random.default_rng(0)
+def random_batch(model: keras.Model, shape: tuple[int | None, ...], seed: int = 0) -> np.ndarray:
+    """The same every time, for a seed: numbers from 0 to 1, or 0 and 1 where the model takes integers."""
+    rng = np.random.default_rng(seed)
     size = (BATCH, *(axis or FREE_AXIS for axis in shape))
     dtype = _input_dtype(model)
     return rng.integers(0, 2, size).astype(dtype) if "int" in dtype else rng.uniform(size=size).astype(dtype)

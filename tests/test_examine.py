@@ -65,10 +65,28 @@ class Remembering(keras.Model):
         return self.dense(x)
 
 
-def remembering(built=True):
-    model = Remembering(built)
+class Dropping(Remembering):
+    """Random layers in there."""
+
+    def __init__(self):
+        super().__init__(True)
+        self.dropout = L.Dropout(0.5)
+
+    def call(self, x, training=None):
+        return self.dense(self.dropped(x, training))
+
+    @tf.function
+    def dropped(self, x, training):
+        return self.dropout(x, training=training)
+
+
+def called(model):
     model(np.ones((4, 5)))
     return model
+
+
+def remembering(built=True):
+    return called(Remembering(built))
 
 
 class DroppingCell(L.Layer):
@@ -145,6 +163,7 @@ REFUSED = {
     "noise of no generator": (lambda: seq(Custom(global_generator)), "culprit gives other outputs at every call"),
     "noise around a norm": (noise_around_a_norm, "culprit has a batch norm in it and draws"),
     "a tf.function": (remembering, "dense.*/kernel cannot be replaced .*leave out the tf.function"),
+    "a tf.function of dropout": (lambda: called(Dropping()), "seed.* cannot be replaced .*leave out the tf.function"),
     "a tf.function that builds": (lambda: remembering(False), "depend on none of the trainable weights"),
     "noise in a loop": (dropping_in_a_loop, "cannot be called on a batch .*InaccessibleTensorError"),
     "a constraint of variables": (lambda: constrained(lambda w: w.value * 1.0), "constraint of .*kernel must be a"),
@@ -175,6 +194,13 @@ def test_noise_of_a_fixed_seed_is_exact_but_for_xla():
     model = seq(Custom(lambda layer, x, _: x * keras.random.uniform((1, 6, 6, 2), dtype=x.dtype, seed=3)))
     learner(model)
     with pytest.raises(ValueError, match="culprit has a fixed seed, of which XLA makes other numbers"):
+        learner(model, stacked=True)
+
+
+def test_operations_that_xla_pads_are_refused_where_it_compiles():
+    model = seq(Custom(lambda layer, x, _: x * tf.cast(tf.shape(tf.where(x[0] > 0.5))[0], x.dtype)))
+    learner(model)
+    with pytest.raises(ValueError, match="culprit has a Where, whose size depends on values"):
         learner(model, stacked=True)
 
 
