@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from reptile_tf import checks, layers
+from reptile_tf.examine import PlainCall, random_batch, same
 from reptile_tf.inner_loop import Adaptation, InnerLoop
 from reptile_tf.network import Network
 from reptile_tf.state import NotFiniteError
@@ -37,12 +38,15 @@ class Adapter:
     def adapt(self, x: np.ndarray, y: np.ndarray, steps: int, batch: int, seed: int) -> "Adapted":
         """See `MetaLearner.adapt`."""
         x, y = np.asarray(x), np.asarray(y)
+        if not len(x) or batch < 1 or steps < 0 or seed < 0:
+            raise ValueError("adapt needs a sample, batch of at least 1, and steps and seed of at least 0")
         rng = generator(seed, EVALUATION, 0, 0)
         dealt = deal_minibatches(len(x), batch, steps, False, rng)
         seeds = seed_of(rng)[np.newaxis] if self.network.facts.random else ()
         task = checks.tasks(self.network, Tasks(x[np.newaxis], y[np.newaxis], dealt[np.newaxis], seed=seeds))
         x = x.astype(self.network.raw_dtype.as_numpy_dtype)
-        weights = self._program(task)(task._replace(x=x[np.newaxis]))[0].numpy()
+        with self.network.compiling():
+            weights = self._program(task)(task._replace(x=x[np.newaxis]))[0].numpy()
         if not np.isfinite(weights).all():
             raise NotFiniteError(["adapted weights"])
         return Adapted(self, weights, x)
@@ -111,7 +115,7 @@ class Adapted:
         model = _copy(network)
         for variable, value in zip(model.trainable_variables, network.unflatten(self.weights), strict=True):
             variable.assign(value)
-        _set_moving_averages(model, network._scaled(tf.constant(self._support_x)))
+        _set_moving_averages(model, network, network.scaled(tf.constant(self._support_x)))
         return model
 
 
@@ -123,12 +127,13 @@ def _copy(network: Network) -> keras.Model:
         with warnings.catch_warnings(), keras.saving.custom_object_scope(kinds):
             warnings.simplefilter("ignore")  # of lambdas, which Keras takes for unsafe where they come from a file
             other = copy.deepcopy(model)
-        Network(other, network.loss, network.scale)
+        x = random_batch(model, network.facts.input_shape)
+        same_outputs = same(PlainCall(other, x).outputs, PlainCall(model, x).outputs, 1e-5)
     except Exception:  # layers without get_config and the like: anything may be raised
         return _WithOwnWeights(model)
     values = [[v.numpy() for v in one.variables] for one in (other, model)]
     alike = len(values[0]) == len(values[1]) and all(map(np.array_equal, *values))
-    return other if alike else _WithOwnWeights(model)
+    return other if alike and same_outputs else _WithOwnWeights(model)
 
 
 class _WithOwnWeights(keras.Model):
@@ -160,13 +165,16 @@ class _WithOwnWeights(keras.Model):
         return outputs
 
 
-def _set_moving_averages(model: keras.Model, support_x: tf.Tensor) -> None:
+def _set_moving_averages(model: keras.Model, network: Network, support_x: tf.Tensor) -> None:
     """Makes the support set's statistics the moving averages of all batch norms that adapt."""
-    norms = [one for one in model._flatten_layers() if isinstance(one, keras.layers.BatchNormalization)]
+    by = model if not isinstance(model, _WithOwnWeights) else network.model  # whose layers compute
+    norms = [one for one in by._flatten_layers() if isinstance(one, keras.layers.BatchNormalization)]
     momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    with layers.standing_in(model, classifying=True, only=lambda layer: layer not in norms):
-        model(support_x, training=True)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    with layers.standing_in(by, classifying=True, only=lambda layer: bool(layer._seed_generators)):
+        try:
+            for norm in norms:
+                norm.momentum = 0.0
+            model(support_x, training=True)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum

@@ -75,21 +75,25 @@ def _elementwise(optimizer: keras.Optimizer, which: str) -> None:
         raise ValueError(f"the {which} optimizer has taken steps already: give a new one")
 
 
-def tasks(network: Network, given: Tasks) -> Tasks:
+def tasks(network: Network, given: Tasks, count: int | None = None) -> Tasks:
     """Tasks as the network takes them: labels that are whole numbers become int32.
 
     Raises:
       ValueError: inputs of another shape than the model's; another number of targets than of inputs; labels that the
         network has no output for; minibatches of samples that are not there; random layers, but no seeds.
     """
+    if count not in (None, len(given.x)):
+        raise ValueError(f"{count} tasks run side by side, so give {count}, not {len(given.x)}")
     inputs(network, given.x.shape[2:])
     if np.shape(given.y)[:2] != given.x.shape[:2]:
         raise ValueError(f"{given.x.shape[1]} inputs need as many labels, not {list(np.shape(given.y)[1:])}")
     for dealt in (given.minibatches, *([] if isinstance(given.query, tuple) else [given.query])):
         if dealt.size and not 0 <= dealt.min() <= dealt.max() < given.x.shape[1]:
             raise ValueError(f"minibatches must index {given.x.shape[1]} samples, not {dealt.min()} to {dealt.max()}")
-    if network.facts.random and isinstance(given.seed, tuple):
-        raise ValueError("the model has random layers: give the tasks a seed, integers [task, 2]")
+    if network.facts.random:
+        seed = np.asarray(given.seed)
+        if seed.shape != (len(given.x), 2) or seed.dtype.kind not in "iu":
+            raise ValueError("the model has random layers: give the tasks a seed, integers [task, 2]")
     return given._replace(y=labels(given.y, network.facts.output_shape[-1])) if network.loss is cross_entropy else given
 
 

@@ -98,6 +98,8 @@ def in_one_line(error: Exception) -> str:
     text = re.sub(r"\x1b\[\d*m", "", str(error))
     where = ("Exception encountered", "Graph execution error", "in user code", "Detected at node", "File ")
     lines = [line.strip() for line in text.splitlines()]
+    if "in user code" in text:  # with the lines that led there; the error itself is at the end
+        return next((line for line in reversed(lines) if re.match(r"\w*(Error|Exception): ", line)), lines[-1])[:200]
     return f"{type(error).__name__}: {next((line for line in lines if line and not line.startswith(where)), '')[:160]}"
 
 
@@ -113,6 +115,9 @@ def _check_form(model: keras.Model) -> None:
         raise ModelError("the model must have one input and one output: make a model around it that joins them")
     if len(dtypes := {v.dtype for v in model.trainable_variables}) > 1:
         raise ModelError(f"all trainable weights must have one dtype, not {', '.join(sorted(dtypes))}")
+    for variable in model.trainable_variables:
+        if getattr(variable, "overwrite_with_gradient", False):
+            raise ModelError(f"{variable.path} is no weight but a scale of float8: leave out the quantization")
     for layer in model._flatten_layers():
         inside = layer._flatten_layers(include_self=False)
         if layer._seed_generators and any(isinstance(one, keras.layers.BatchNormalization) for one in inside):
@@ -199,7 +204,7 @@ def operations_of(model: keras.Model, function: Callable[[], object]) -> list[tu
 def _check_state(model: keras.Model, call: PlainCall, operations: list[tuple[str, str]]) -> None:
     harmless = {id(state) for state in _seed_states(model)}
     for layer in model._flatten_layers():
-        if isinstance(layer, keras.layers.BatchNormalization) and not layer.renorm:
+        if type(layer) is keras.layers.BatchNormalization and not layer.renorm:
             harmless |= {id(layer.moving_mean), id(layer.moving_variance)}  # which no call in training reads
     for variable in call.changed:
         if id(variable) not in harmless:

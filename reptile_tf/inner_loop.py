@@ -28,6 +28,10 @@ class Adaptation:
         self._is_plain_sgd = _is_plain_sgd(optimizer)
         self._optimizer = copy_of(optimizer)
         self._decayed = self._take_over_decay(optimizer)
+        # Keras passes over variables that have no gradient; here theirs is zero, by which some optimizers move.
+        pairs = list(zip(network.trainable, network.facts.connected, strict=True))
+        passed_over = network.flatten([tf.fill(v.shape, float(not on)) for v, on in pairs]) > 0
+        self._passed_over = None if all(network.facts.connected) else passed_over
         self.weights = tf.Variable(tf.zeros([stack, network.size], network.dtype))
         self._optimizer.build([self.weights])
         self.state = [v.value for v in self._optimizer.variables if v is not self._optimizer._learning_rate]
@@ -68,7 +72,10 @@ class Adaptation:
             if self._decayed is not None:
                 rate = tf.cast(self._optimizer.learning_rate, self.weights.dtype)
                 self.weights.assign_sub(self.weights * self._decayed * rate)
+            before = self.weights.value()
             self._optimizer.apply([gradient], [self.weights])
+            if self._passed_over is not None:
+                self.weights.assign(tf.where(self._passed_over, before, self.weights))
             if self._network.is_constrained:
                 self.weights.assign(self._network.constrained(self.weights.value()))
         return self.weights.value()

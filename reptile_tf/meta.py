@@ -132,6 +132,8 @@ class MetaLearner:
     ):
         if sequential and cluster.count > 1:
             raise ValueError("sequential tasks run on one worker only: the state is passed on from each to the next")
+        if meta_batch < 1 or not scale:
+            raise ValueError("meta_batch must be at least 1, and scale must not be 0")
         checks.outer_optimizer(outer_optimizer)
         self.model = model
         self.network = Network(model, loss, scale, stacked)  # which examines the model
@@ -143,6 +145,7 @@ class MetaLearner:
         self._weight = self.share[1] / meta_batch  # of this worker in the sums
         self._meta_gradient = meta_gradient
         side_by_side = max(self.share[1], 1)
+        self._count = None if sequential else side_by_side
         self._inner = InnerLoop(
             self.network, inner_optimizer, side_by_side, weight_decay=weight_decay, sequential=sequential
         )
@@ -169,7 +172,7 @@ class MetaLearner:
           ValueError: inputs of another shape than the model's, or labels that it has no output for.
           UserError: another worker is gone.
         """
-        tasks = checks.tasks(self.network, tasks)
+        tasks = checks.tasks(self.network, tasks, self._count)
         with self.network.compiling():
             norm, finite = self._meta_iteration(tasks, tf.constant(meta_step, self.phi.dtype))
         if not finite.numpy().all():
@@ -213,7 +216,7 @@ class MetaLearner:
 
     def meta_gradients(self, tasks: Tasks) -> np.ndarray:
         """The meta-gradient of each task, floatx [task, weight], of as many tasks as `step` takes; changes nothing."""
-        tasks = checks.tasks(self.network, tasks)
+        tasks = checks.tasks(self.network, tasks, self._count)
         with self.network.compiling():
             return self._compiled_gradients(tasks).numpy()
 
@@ -256,7 +259,7 @@ class MetaLearner:
 
     def update_model(self) -> keras.Model:
         """Writes phi into the model's weights and returns the model."""
-        for variable, value in zip(self.model.trainable_variables, self.network.unflatten(self.phi), strict=True):
+        for variable, value in zip(self.network.trainable, self.network.unflatten(self.phi), strict=True):
             variable.assign(value)
         return self.model
 

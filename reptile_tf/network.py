@@ -174,11 +174,14 @@ class Network:
         return self.each(lambda *task: self._total_loss(*task)[0], weights, x, y, *([] if seeds is None else [seeds]))
 
     def _total_loss(self, weights: tf.Tensor, x: tf.Tensor, y: tf.Tensor, *seeds: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        outputs, penalties, *after = self.call(weights, x, *(seeds or [None]))
-        loss = tf.convert_to_tensor(self.loss(y, outputs))
-        if loss.shape.rank:
-            raise ValueError(f"the loss must be a scalar, not {loss.shape}: sum it up over the minibatch")
-        return tf.add_n([tf.cast(part, self.dtype) for part in (loss, *penalties)]), *after
+        def loss_of(outputs: tf.Tensor) -> tf.Tensor:
+            loss = tf.convert_to_tensor(self.loss(y, outputs))
+            if loss.shape.rank:
+                raise ValueError(f"the loss must be a scalar, not {loss.shape}: sum it up over the minibatch")
+            return loss
+
+        _, losses, *after = self.call(weights, x, *(seeds or [None]), loss_of=loss_of)
+        return tf.add_n([tf.cast(loss, self.dtype) for loss in losses]), *after
 
     def call(
         self,
@@ -188,6 +191,7 @@ class Network:
         *,
         classifying: bool = False,
         only: Callable[[keras.Layer], bool] = lambda layer: True,
+        loss_of: Callable[[tf.Tensor], tf.Tensor] | None = None,
     ) -> list:
         """One call of the model with one task's weights.
 
@@ -197,10 +201,11 @@ class Network:
           seeds: int64 [seeds, 2], if there are any and they matter.
           classifying: see `layers.standing_in`.
           only: see `layers.standing_in`.
+          loss_of: of the outputs; called while the model has the task's weights, which it may read.
 
         Returns:
-          The outputs, the losses that the model adds by itself (regularizers and the like), and the seeds after it, if
-          any were given.
+          The outputs; the loss, if there is a function of it, and those that the model adds by itself (regularizers and
+          the like); and the seeds after it, if any were given.
         """
         values = list(zip(self.trainable, self.unflatten(weights), strict=True))
         if seeds is not None:
@@ -209,18 +214,22 @@ class Network:
             layers.standing_in(self.model, stacked=self.stacked, classifying=classifying, only=only),
             keras.StatelessScope(state_mapping=values, collect_losses=True) as scope,
         ):
-            outputs = self.model(self._scaled(x), training=True)
-            penalties = self.model.losses
+            outputs = self.model(self.scaled(x), training=True)
+            losses = ([loss_of(outputs)] if loss_of else []) + self.model.losses
         after = [] if seeds is None else [tf.stack([scope.get_current_value(state) for state in self.facts.random])]
         if classifying:
             outputs = tf.cast(outputs, self.dtype)
-        return [outputs, penalties, *after]
+        return [outputs, losses, *after]
 
     @contextlib.contextmanager
     def compiling(self) -> Iterator[None]:
-        """Says in one line, by ValueError, what XLA does not compile of a stacked network."""
+        """Says in one line, by ValueError, what cannot be traced, or what XLA does not compile of a stacked network."""
         try:
             yield
+        except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
+            if "in user code" not in str(error):
+                raise
+            raise ValueError(examine.in_one_line(error)) from error
         except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
             if not self.stacked:
                 raise
@@ -228,7 +237,8 @@ class Network:
             what = found[1] if found else examine.in_one_line(error)
             raise ValueError(f"XLA does not compile this network ({what}): leave out stacked=True") from error
 
-    def _scaled(self, x: tf.Tensor) -> tf.Tensor:
+    def scaled(self, x: tf.Tensor) -> tf.Tensor:
+        """Inputs as the model takes them."""
         x = tf.cast(x, self.raw_dtype)
         scaled = x if self.scale == 1 else x * tf.constant(self.scale, self.raw_dtype)
         return tf.cast(scaled, self.facts.input_dtype)
