@@ -81,7 +81,7 @@ def test_a_loss_may_read_the_weights_of_the_task(float64):
         return lambda y, logits: cross_entropy(tf.cast(y, tf.int32), logits) + 0.1 * tf.reduce_sum(dense.kernel**2)
 
     expected = weights_after(keras.regularizers.L2(0.1), lambda dense: cross_entropy)
-    np.testing.assert_allclose(weights_after(None, penalized), expected, rtol=1e-9)
+    np.testing.assert_allclose(weights_after(None, penalized), expected, atol=1e-9)
 
 
 class Unused(L.Layer):
