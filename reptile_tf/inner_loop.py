@@ -72,7 +72,7 @@ class Adaptation:
             if self._decayed is not None:
                 rate = tf.cast(self._optimizer.learning_rate, self.weights.dtype)
                 self.weights.assign_sub(self.weights * self._decayed * rate)
-            before = self.weights.value()
+            before = None if self._passed_over is None else self.weights.value()
             self._optimizer.apply([gradient], [self.weights])
             if self._passed_over is not None:
                 self.weights.assign(tf.where(self._passed_over, before, self.weights))

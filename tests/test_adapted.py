@@ -8,6 +8,7 @@ from plain_loop import Subclassed
 
 from reptile_tf.meta import MetaLearner
 from reptile_tf.network import cross_entropy
+from reptile_tf.tasks import training_tasks
 
 L = keras.layers
 X = np.random.default_rng(0).normal(size=(10, 8, 8, 2)).astype(np.float32)
@@ -105,8 +106,6 @@ def test_adaptations_that_cannot_be_are_refused(wrong):
 
 
 def test_more_or_fewer_tasks_than_the_meta_batch_are_refused(small_model, glyphs):
-    from reptile_tf.tasks import training_tasks
-
     one = MetaLearner(small_model(), keras.optimizers.SGD(0.1), keras.optimizers.SGD(), meta_batch=2)
     for count in (1, 3):
         batch = training_tasks(glyphs, way=3, shots=2, batch=2, steps=1, seed=0, iteration=0, count=count)
