@@ -160,7 +160,7 @@ def main() -> None:
         **(DEFAULTS[name] | PRESETS[name][args.preset]),
         transductive=args.transductive,
         mode=args.mode,
-        sequential=args.in_turn,
+        in_turn=args.in_turn,
     )
     stacked, line = device.configure(settings.mode, 1 if settings.in_turn else settings.meta_batch)
     network, load = THEIRS[name]
