@@ -54,7 +54,8 @@ def worker(meta_batch: int) -> None:
         sizes.append(value.shape.num_elements() * value.dtype.size)
         return total
 
-    workers.sum = timed_sum
+    if where.count > 1:  # one worker's sum is part of its compiled step
+        workers.sum = timed_sum
     for i in range(3):
         learner.step(batches[i], 0.1)
     print("ready", flush=True)
@@ -64,7 +65,7 @@ def worker(meta_batch: int) -> None:
         vector = tf.zeros([floats])
         spent.clear()
         for _ in range(100):
-            workers.sum(vector)
+            timed_sum(vector)
         return round(float(np.median(spent)) * 1000, 2)
 
     own = sizes[-1] if sizes else 0
