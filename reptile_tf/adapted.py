@@ -141,27 +141,24 @@ class _WithOwnWeights(keras.Model):
 
     def __init__(self, model: keras.Model):
         super().__init__(name=model.name)
-        self._by = (lambda: model,)  # which Keras does not track: its weights are not this one's
-        self._theirs = tuple(lambda v=v: v for v in model.variables)
-        self._ours = [
-            self.add_weight(shape=v.shape, dtype=v.dtype, trainable=v.trainable, name=v.path.replace("/", "_"))
-            for v in model.variables
-        ]
+        self._by = lambda: model  # which Keras does not track: its weights are not this one's
         trainable = {id(v) for v in model.trainable_variables}
-        for ours, v in zip(self._ours, model.variables, strict=True):
-            ours.assign(v)
-            ours.trainable = id(v) in trainable
+        self._own = []
+        for v in model.variables:
+            own = self.add_weight(shape=v.shape, dtype=v.dtype, name=v.path.replace("/", "_"))
+            own.assign(v)
+            own.trainable = id(v) in trainable
+            self._own.append(own)
         self.built = True
 
     def call(self, inputs, training=False):
-        (model,) = self._by
-        theirs = [variable() for variable in self._theirs]
-        values = [(variable, ours.value) for variable, ours in zip(theirs, self._ours, strict=True)]
-        with keras.StatelessScope(state_mapping=values) as scope:
-            outputs = model()(inputs, training=training)
-        for variable, ours in zip(theirs, self._ours, strict=True):
-            if (new := scope.get_current_value(variable)) is not ours.value:
-                ours.assign(new)
+        model = self._by()
+        given = [tf.convert_to_tensor(own.value) for own in self._own]
+        with keras.StatelessScope(state_mapping=list(zip(model.variables, given, strict=True))) as scope:
+            outputs = model(inputs, training=training)
+        for variable, own, before in zip(model.variables, self._own, given, strict=True):
+            if (after := scope.get_current_value(variable)) is not before:
+                own.assign(after)
         return outputs
 
 

@@ -111,8 +111,8 @@ def labels(y: np.ndarray, ways: int) -> np.ndarray:
         raise ValueError("labels must be integers, one a sample, not one-hot rows: give labels.argmax(-1)")
     if y.ndim != 2 or y.dtype.kind not in "iufb":
         raise ValueError(f"labels must be integers, one a sample, not {y.dtype} of shape {y.shape[1:]}")
-    if y.dtype.kind == "f" and not (y == np.round(y)).all():
-        raise ValueError(f"labels must be whole numbers: {y[y != np.round(y)][0]} is none")
+    if y.dtype.kind == "f" and not (whole := np.isfinite(y) & (y == np.round(y))).all():
+        raise ValueError(f"labels must be whole numbers: {y[~whole][0]} is none")
     if y.size and not 0 <= y.min() <= y.max() < ways:
         raise ValueError(
             f"labels must be from 0 to {ways - 1}, as the network has {ways} outputs: these go from "

@@ -57,7 +57,6 @@ def examine(model: keras.Model, is_classifier: bool) -> Facts:
     _check_form(model)
     shape = _input_shape(model)
     x = random_batch(model, shape)
-
     seeds = _seed_states(model)
 
     def in_a_graph() -> tf.Tensor:
@@ -190,7 +189,6 @@ def objective(outputs: tf.Tensor, penalties: list[tf.Tensor], dtype: tf.DType) -
 def operations_of(model: keras.Model, function: Callable[[], object]) -> list[tuple[str, str]]:
     """The kind of each TensorFlow operation of a function, and the name of the model's layer that it belongs to."""
     names = {layer.name for layer in model._flatten_layers()}
-
     definition = tf.function(function).get_concrete_function().graph.as_graph_def()
     nodes = [*definition.node, *(node for inner in definition.library.function for node in inner.node_def)]
 

@@ -28,10 +28,7 @@ class Adaptation:
         self._is_plain_sgd = _is_plain_sgd(optimizer)
         self._optimizer = copy_of(optimizer)
         self._decayed = self._take_over_decay(optimizer)
-        # Keras passes over variables that have no gradient; here theirs is zero, by which some optimizers move.
-        pairs = list(zip(network.trainable, network.facts.connected, strict=True))
-        passed_over = network.flatten([tf.fill(v.shape, float(not on)) for v, on in pairs]) > 0
-        self._passed_over = None if all(network.facts.connected) else passed_over
+        self._passed_over = _passed_over(network)
         self.weights = tf.Variable(tf.zeros([stack, network.size], network.dtype))
         self._optimizer.build([self.weights])
         self.state = [v.value for v in self._optimizer.variables if v is not self._optimizer._learning_rate]
@@ -143,6 +140,17 @@ def copy_of(optimizer: keras.Optimizer) -> keras.Optimizer:
     if not isinstance(optimizer._learning_rate, keras.Variable):
         config["learning_rate"] = optimizer._learning_rate  # a schedule: the same object, which Keras may not rebuild
     return type(optimizer)(**config)
+
+
+def _passed_over(network: Network) -> tf.Tensor | None:
+    """Bool [weight], those without a gradient, if there are any.
+
+    Keras passes over their variables; here the gradient is zero, by which some optimizers move.
+    """
+    if all(network.facts.connected):
+        return None
+    pairs = zip(network.trainable, network.facts.connected, strict=True)
+    return network.flatten([tf.fill(v.shape, float(not on)) for v, on in pairs]) > 0
 
 
 def _is_plain_sgd(optimizer: keras.Optimizer) -> bool:

@@ -148,11 +148,7 @@ def not_differentiable_twice(model: keras.Model) -> list[str]:
         layer.name
         for layer in model._flatten_layers()
         if isinstance(layer, norms)
-        and not (
-            type(layer) is keras.layers.BatchNormalization
-            and layer.compute_dtype in ("float32", "float64")
-            and len(layer.gamma.shape if layer.scale else layer.moving_mean.shape) == 1
-        )
+        and not (type(layer) is keras.layers.BatchNormalization and layer.compute_dtype in ("float32", "float64"))
     ]
 
 

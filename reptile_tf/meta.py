@@ -207,7 +207,8 @@ class MetaLearner:
         gradient, *moments = tf.split(total, total.shape[0] // self.phi.shape[0])
         self._outer.learning_rate.assign(meta_step)
         self._outer.apply([gradient], [self.phi])
-        self.phi.assign(self.network.constrained(self.phi[tf.newaxis])[0])
+        if self.network.is_constrained:
+            self.phi.assign(self.network.constrained(self.phi[tf.newaxis])[0])
         moments, counts = iter(moments), iter(counts)
         for variable in self.inner_state:
             variable.assign(next(moments if variable.shape.rank else counts))

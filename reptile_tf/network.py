@@ -108,6 +108,8 @@ class Network:
 
     def constrained(self, weights: tf.Tensor) -> tf.Tensor:
         """The weights as the model's constraints leave them, as Keras does after every step: [stack, weight] to it."""
+        if not self.is_constrained:
+            return weights
 
         def of_one(weights: tf.Tensor) -> tf.Tensor:
             parts = zip(self._constraints, self.unflatten(weights), strict=True)

@@ -112,7 +112,8 @@ def _without_idle_biases(model: "keras.Model") -> tuple["keras.Model", list[bool
 
     if not isinstance(model, keras.Sequential):
         raise UserError("only a keras.Sequential model exports: a chain of layers")
-    idle = [layer in idle_biases(model) for layer in model.layers]
+    idle_layers = idle_biases(model)
+    idle = [layer in idle_layers for layer in model.layers]
     copy = keras.Sequential([keras.layers.Input(model.input_shape[1:])], name=model.name)
     for layer, unbiased in zip(model.layers, idle, strict=True):
         copy.add(type(layer).from_config(layer.get_config() | ({"use_bias": False} if unbiased else {})))

@@ -339,6 +339,7 @@ X = np.ones((4, 6, 6, 2))
         (X, [0, 1, 2, -1], r"from -1 to 2"),
         (X, [0, 1, 2, 0.5], "must be whole numbers: 0.5 is none"),
         (X, [0, 1, 2, np.nan], "must be whole numbers: nan is none"),
+        (X, [0, 1, 2, np.inf], "must be whole numbers: inf is none"),
         (X, np.eye(3)[[0, 1, 2, 0]], r"not one-hot rows: give labels.argmax\(-1\)"),
         (X, ["a", "b", "c", "a"], "labels must be integers, one a sample, not <U1"),
         (X, np.zeros((4, 2), int), "labels must be integers, one a sample, not int64"),
