@@ -10,7 +10,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from reptile_tf.examine import ModelError, PlainCall, in_one_line, objective, operations_of, random_batch, same
+from reptile_tf.examine import (
+    ModelError,
+    Operation,
+    PlainCall,
+    in_one_line,
+    objective,
+    operations_of,
+    random_batch,
+    same,
+)
 
 if TYPE_CHECKING:
     from reptile_tf.network import Network
@@ -109,9 +118,9 @@ def _compare(network: "Network", seed: int, is_last: bool) -> list[str] | None:
             moved = none(where * (1 + signs * UNITS * np.finfo(network.dtype.as_numpy_dtype).eps), *given)
             rounding = max(rounding, *(MORE * _difference(*pair) for pair in zip(moved, there, strict=True)))
     if _agree(ours[0], plain, rounding) and _agree(ours[1], elsewhere, rounding):
-        operations = operations_of(model, lambda: network.call(weights, x, None)[0]) if network.stacked else []
+        operations = _operations(network, weights, x) if network.stacked else []
         _check_for_xla(model, operations)
-        return sorted({layer for kind, layer in operations if kind in kinds} or kinds)
+        return sorted({layer for kind, _, layer in operations if kind in kinds} or kinds)
     if not is_last:
         return None
     if not _agree(found := none(weights, *given), plain, rounding):
@@ -126,16 +135,30 @@ def _compare(network: "Network", seed: int, is_last: bool) -> list[str] | None:
     raise ModelError(f"{model.name} would compute something else for several tasks at once: leave out stacked=True")
 
 
-def _check_for_xla(model: keras.Model, operations: list[tuple[str, str]]) -> None:
+def _check_for_xla(model: keras.Model, operations: list[Operation]) -> None:
     """Raises ModelError for what XLA computes differently."""
     with_generator = {layer.name for layer in model._flatten_layers() if layer._seed_generators}
-    for kind, layer in operations:
+    for kind, _, layer in operations:
         if kind.startswith("StatelessRandom") and layer not in with_generator:
             raise ModelError(f"{layer} has a fixed seed, of which XLA makes other numbers: leave out stacked=True")
         if _SIZED_BY_VALUES.fullmatch(kind):
             raise ModelError(
                 f"{layer} has a {kind}, whose size depends on values, as XLA's does not: leave out stacked=True"
             )
+
+
+def not_differentiable_twice(network: "Network") -> list[str]:
+    """The names of the layers through which second derivatives are wrong.
+
+    tf.nn.moments keeps the mean in the variance from being differentiated, which changes no first derivative.
+    """
+    weights, x = tf.zeros(network.size, network.dtype), random_batch(network.model, network.facts.input_shape)
+    operations = _operations(network, weights, x)
+    return sorted({one.layer for one in operations if re.search(r"\bmoments(_\d+)?/StopGradient", one.name)})
+
+
+def _operations(network: "Network", weights: tf.Tensor, x: np.ndarray) -> list[Operation]:
+    return operations_of(network.model, lambda *given: network.call(*given, None)[0], weights, tf.constant(x))
 
 
 def _check_seeds(network: "Network", weights: tf.Tensor, x: np.ndarray, seeds: list[tf.Tensor]) -> None:

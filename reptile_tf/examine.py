@@ -17,6 +17,7 @@ BATCH = 4
 FREE_AXIS = 32  # what stands for an axis of any length
 _RANDOM = re.compile("Random|TruncatedNormal|Multinomial|StatefulUniform|StatefulStandardNormal|Rng")
 _STATEFUL = re.compile("Assign|ResourceScatter|ResourceApply|LookupTable(Insert|Import)")
+_BRANCHES = ("If", "StatelessIf", "Case", "StatelessCase")
 _GENERATOR = "give it a keras.random.SeedGenerator as an attribute"
 
 
@@ -59,19 +60,20 @@ def examine(model: keras.Model, is_classifier: bool) -> Facts:
     x = random_batch(model, shape)
     seeds = _seed_states(model)
 
-    def in_a_graph() -> tf.Tensor:
+    def in_a_graph(x: tf.Tensor) -> tf.Tensor:
         values = [(v, tf.convert_to_tensor(v.value)) for v in [*model.trainable_variables, *seeds]]
         with keras.StatelessScope(state_mapping=values) as scope:
-            model(tf.constant(x), training=True)
+            model(x, training=True)
         # Which cannot be had if a generator is drawn from within a loop, or a function of its own.
         return tf.stack([tf.identity(scope.get_current_value(seed)) for seed in seeds] or [0])
 
     try:
         call, again = PlainCall(model, x), PlainCall(model, x)
-        operations = operations_of(model, in_a_graph)
+        operations = operations_of(model, in_a_graph, tf.constant(x))
     except Exception as error:  # a model may raise anything
         raise ModelError(f"the model cannot be called on a batch of shape {x.shape}: {in_one_line(error)}") from error
     _check_state(model, call, operations)
+    _check_branches(model, operations)
     _check_randomness(model, operations)
     if not same(call.outputs, again.outputs, 0):
         name = next(name for name, is_same in _by_layer(model, x) if not is_same)
@@ -186,20 +188,28 @@ def objective(outputs: tf.Tensor, penalties: list[tf.Tensor], dtype: tf.DType) -
     return tf.add_n([tf.reduce_sum(tf.cast(outputs, dtype) * mix), *(tf.cast(p, dtype) for p in penalties)])
 
 
-def operations_of(model: keras.Model, function: Callable[[], object]) -> list[tuple[str, str]]:
-    """The kind of each TensorFlow operation of a function, and the name of the model's layer that it belongs to."""
+class Operation(NamedTuple):
+    """A TensorFlow operation: its kind, its name in the graph, and the name of the model's layer that it belongs to."""
+
+    kind: str
+    name: str
+    layer: str
+
+
+def operations_of(model: keras.Model, function: Callable, *arguments: tf.Tensor) -> list[Operation]:
+    """The operations of a function that calls a model; of no argument is the value known."""
     names = {layer.name for layer in model._flatten_layers()}
-    definition = tf.function(function).get_concrete_function().graph.as_graph_def()
+    definition = tf.function(function).get_concrete_function(*arguments).graph.as_graph_def()
     nodes = [*definition.node, *(node for inner in definition.library.function for node in inner.node_def)]
 
     def layer_of(operation: str) -> str:
         scopes = [part if part in names else re.sub(r"_\d+$", "", part) for part in operation.split("/")]
         return next((scope for scope in reversed(scopes) if scope in names), model.name)
 
-    return [(node.op, layer_of(node.name)) for node in nodes]
+    return [Operation(node.op, node.name, layer_of(node.name)) for node in nodes]
 
 
-def _check_state(model: keras.Model, call: PlainCall, operations: list[tuple[str, str]]) -> None:
+def _check_state(model: keras.Model, call: PlainCall, operations: list[Operation]) -> None:
     harmless = {id(state) for state in _seed_states(model)}
     for layer in model._flatten_layers():
         if type(layer) is keras.layers.BatchNormalization and not layer.renorm:
@@ -207,16 +217,30 @@ def _check_state(model: keras.Model, call: PlainCall, operations: list[tuple[str
     for variable in call.changed:
         if id(variable) not in harmless:
             raise ModelError(f"every call in training changes {variable.path}: freeze that layer, or leave it out")
-    for kind, name in operations:
-        if _STATEFUL.match(kind):
-            raise ModelError(f"{name} changes a tf.Variable when it is called: leave that layer out")
+    for operation in operations:
+        if _STATEFUL.match(operation.kind):
+            raise ModelError(f"{operation.layer} changes a tf.Variable when it is called: leave that layer out")
 
 
-def _check_randomness(model: keras.Model, operations: list[tuple[str, str]]) -> None:
+def _check_branches(model: keras.Model, operations: list[Operation]) -> None:
+    """Raises ModelError for weights that may take part in some calls only.
+
+    Keras passes over a variable without a gradient, moments, decay and all; here its gradient would be zero.
+    """
+    with_weights = {layer.name for layer in model._flatten_layers() if layer.trainable_weights}
+    for operation in operations:
+        if operation.kind in _BRANCHES and operation.layer in with_weights:
+            raise ModelError(
+                f"{operation.layer} has weights and a branch (keras.ops.cond), which may leave some of them out of a "
+                "step: compute both sides and choose by keras.ops.where"
+            )
+
+
+def _check_randomness(model: keras.Model, operations: list[Operation]) -> None:
     with_generator = {layer.name for layer in model._flatten_layers() if layer._seed_generators}
-    for kind, name in operations:
-        if _RANDOM.search(kind) and not kind.startswith("Stateless") and name not in with_generator:
-            raise ModelError(f"{name} draws random numbers from no generator of its own: {_GENERATOR}")
+    for kind, _, layer in operations:
+        if _RANDOM.search(kind) and not kind.startswith("Stateless") and layer not in with_generator:
+            raise ModelError(f"{layer} draws random numbers from no generator of its own: {_GENERATOR}")
 
 
 def _check_logits(model: keras.Model, outputs: np.ndarray) -> None:

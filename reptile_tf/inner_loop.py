@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from reptile_tf import layers
+from reptile_tf import compare
 from reptile_tf.network import Network
 from reptile_tf.tasks import Tasks
 
@@ -93,10 +93,10 @@ class Adaptation:
         """
         if not self._is_plain_sgd:
             raise ValueError("MAML differentiates through the inner steps, which must be plain SGD (--sgd)")
-        if names := layers.not_differentiable_twice(self._network.model):
+        if names := compare.not_differentiable_twice(self._network):
             raise ValueError(
-                f"MAML cannot differentiate twice through {', '.join(names)}: use BatchNormalization in float32 or "
-                "float64 instead"
+                f"MAML cannot differentiate twice through tf.nn.moments in {', '.join(names)}: take the variance of "
+                "the deviations, or use BatchNormalization in float32 or float64"
             )
         if self._weight_decay != 1:
             weights *= tf.constant(self._weight_decay, weights.dtype)

@@ -141,17 +141,6 @@ def _twice_differentiable(layer: keras.layers.BatchNormalization, inputs: tf.Ten
     return tf.cast(outputs, layer.compute_dtype)
 
 
-def not_differentiable_twice(model: keras.Model) -> list[str]:
-    """The names of a model's layers that take their variance by tf.nn.moments (see `batch_norm`)."""
-    norms = (keras.layers.BatchNormalization, keras.layers.LayerNormalization, keras.layers.GroupNormalization)
-    return [
-        layer.name
-        for layer in model._flatten_layers()
-        if isinstance(layer, norms)
-        and not (type(layer) is keras.layers.BatchNormalization and layer.compute_dtype in ("float32", "float64"))
-    ]
-
-
 def _without_bias(layer: keras.layers.Conv2D) -> Callable:
     """A convolution without its bias; the same where batch norm takes the bias off again (see `idle_biases`).
 

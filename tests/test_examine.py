@@ -80,9 +80,19 @@ class Dropping(Remembering):
         return self.dropout(x, training=training)
 
 
+def sometimes(layer, x, training):
+    return keras.ops.cond(keras.ops.mean(x) > 9, lambda: layer.dense(x), lambda: x)
+
+
 def called(model):
     model(np.ones((4, 5)))
     return model
+
+
+def built_dense():
+    dense = L.Dense(2)
+    dense.build((None, 6, 6, 2))
+    return dense
 
 
 def remembering(built=True):
@@ -162,6 +172,7 @@ REFUSED = {
     "noise of TensorFlow": (lambda: seq(Custom(stateful_noise)), "culprit draws random numbers from no generator"),
     "noise of no generator": (lambda: seq(Custom(global_generator)), "culprit gives other outputs at every call"),
     "noise around a norm": (noise_around_a_norm, "culprit has a batch norm in it and draws"),
+    "a branch": (lambda: seq(Custom(sometimes, dense=built_dense())), "culprit has weights and a branch .*ops.where"),
     "a tf.function": (remembering, "dense.*/kernel cannot be replaced .*leave out the tf.function"),
     "a tf.function of dropout": (lambda: called(Dropping()), "dropout.* changes a tf.Variable when it is called"),
     "a tf.function that builds": (lambda: remembering(False), "depend on none of the trainable weights"),
