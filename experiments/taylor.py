@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 
 import reptile_tf as rt
 from reptile_tf import plots, tasks
-from reptile_tf.meta import MetaGradient
+from reptile_tf.meta_gradients import MetaGradient
 from reptile_tf.progress import Progress, say
 
 MINIBATCHES, SAMPLES = 2, 5  # of a task, and in each

@@ -15,13 +15,13 @@ _HOMES = {
     "RunFolder": "checkpoint",
     "Settings": "settings",
     "UserError": "errors",
-    "foml": "meta",
+    "foml": "meta_gradients",
     "load": "run",
-    "maml": "meta",
+    "maml": "meta_gradients",
     "meta_test": "evaluate",
     "meta_train": "train",
-    "partial_sum": "meta",
-    "reptile": "meta",
+    "partial_sum": "meta_gradients",
+    "reptile": "meta_gradients",
 }
 _MODULES = ("data", "models", "tasks")
 

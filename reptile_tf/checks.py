@@ -75,8 +75,14 @@ def _elementwise(optimizer: keras.Optimizer, which: str) -> None:
         raise ValueError(f"the {which} optimizer has taken steps already: give a new one")
 
 
-def tasks(network: Network, given: Tasks, count: int | None = None) -> Tasks:
+def tasks(network: Network, given: Tasks, count: int | None = None, images: tf.Tensor | None = None) -> Tasks:
     """Tasks as the network takes them: labels that are whole numbers become int32.
+
+    Args:
+      network: what is to adapt to them.
+      given: to be checked.
+      count: how many there must be; None: any number.
+      images: what their inputs are numbers of, if they are.
 
     Raises:
       ValueError: inputs of another shape than the model's; another number of targets than of inputs; labels that the
@@ -84,7 +90,9 @@ def tasks(network: Network, given: Tasks, count: int | None = None) -> Tasks:
     """
     if count not in (None, len(given.x)):
         raise ValueError(f"{count} tasks run side by side, so give {count}, not {len(given.x)}")
-    inputs(network, given.x.shape[2:])
+    if images is not None and not (given.x.ndim == 2 and 0 <= given.x.min() <= given.x.max() < len(images)):
+        raise ValueError(f"inputs must be numbers of {len(images)} images, [task, sample]")
+    inputs(network, given.x.shape[2:] if images is None else images.shape[1:])
     if np.shape(given.y)[:2] != given.x.shape[:2]:
         raise ValueError(f"{given.x.shape[1]} inputs need as many labels, not {list(np.shape(given.y)[1:])}")
     for dealt in (given.minibatches, *([] if isinstance(given.query, tuple) else [given.query])):

@@ -3,11 +3,19 @@
 import os
 
 import tensorflow as tf
+from tensorflow.python.client import device_lib
 
 
 def cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpu_memory() -> int:
+    """How many bytes of the first GPU TensorFlow may use; 0 without one."""
+    if not tf.config.get_visible_devices("GPU"):
+        return 0
+    return next(one.memory_limit for one in device_lib.list_local_devices() if one.device_type == "GPU")
 
 
 def configure(mode: str, tasks_side_by_side: int) -> tuple[bool, str]:

@@ -8,11 +8,11 @@ Reptile, batched (paper, algorithms 1 and 2):
       phi <- phi - eps * mean(phi - W)
 
 The last line is a step of plain SGD with learning rate eps, so any stock Keras optimizer may take its place. The other
-algorithms differ only in what stands for phi - W.
+algorithms differ only in what stands for phi - W (see `meta_gradients`).
 """
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -22,64 +22,10 @@ from reptile_tf import checks
 from reptile_tf.adapted import Adapted, Adapter
 from reptile_tf.cluster import ALONE, Cluster
 from reptile_tf.inner_loop import Adaptation, InnerLoop, copy_of
+from reptile_tf.meta_gradients import MetaGradient, reptile
 from reptile_tf.network import Loss, Network, cross_entropy
 from reptile_tf.state import NotFiniteError, State
 from reptile_tf.tasks import Tasks
-
-MetaGradient = Callable[[tf.Tensor, Adaptation, Tasks], tf.Tensor]
-
-
-def reptile(phi: tf.Tensor, inner: Adaptation, tasks: Tasks) -> tf.Tensor:
-    """phi - U_k(phi) (paper, section 4); with k = 1 it is joint training. Returns [stack, weight]."""
-    return phi - inner.adapt(tasks, tasks.minibatches)
-
-
-def foml(phi: tf.Tensor, inner: Adaptation, tasks: Tasks) -> tf.Tensor:
-    """First-order MAML, U_{k-1}(phi) - U_k(phi): what the last minibatch alone does. Returns [stack, weight]."""
-    del phi
-    _check_query(tasks)
-    before = inner.adapt(tasks, tasks.minibatches)
-    return before - inner.adapt(tasks, tasks.query)
-
-
-def maml(phi: tf.Tensor, inner: Adaptation, tasks: Tasks) -> tf.Tensor:
-    """MAML, with its second derivatives: the gradient with respect to phi of the query minibatch's loss.
-
-    The steps before it, all of k but one, are plain SGD (paper, section 5). Returns [stack, weight].
-    """
-    _check_query(tasks)
-    with tf.GradientTape() as tape:
-        start = tf.broadcast_to(phi, inner.weights.shape)
-        tape.watch(start)
-        weights = start
-        for step in range(tasks.minibatches.shape[1]):  # unrolled: XLA cannot differentiate a loop of unknown length
-            weights = inner.sgd_step(weights, tasks, tasks.minibatches[:, step])
-        losses = inner.losses(weights, tasks, tasks.query[:, 0])
-    return tape.gradient(losses, start)
-
-
-def _check_query(tasks: Tasks) -> None:
-    if isinstance(tasks.query, tuple):
-        raise ValueError("MAML, first-order or not, needs a query minibatch: draw tasks with query=True")
-
-
-def partial_sum(terms: Collection[int]) -> MetaGradient:
-    """The meta-gradient that sums what some of the steps do (paper, section 6.1): with SGD inside, lr · Σ g_j.
-
-    Args:
-      terms: the numbers j of the steps, from 1 to k. All of them are Reptile, k alone is first-order MAML.
-    """
-
-    def meta_gradient(phi: tf.Tensor, inner: Adaptation, tasks: Tasks) -> tf.Tensor:
-        total, before = tf.zeros_like(inner.weights), phi
-        for step in range(max(terms)):
-            after = inner.adapt(tasks, tasks.minibatches[:, step : step + 1])
-            if step + 1 in terms:
-                total += before - after
-            before = after
-        return total
-
-    return meta_gradient
 
 
 class MetaLearner:
@@ -172,13 +118,62 @@ class MetaLearner:
           ValueError: inputs of another shape than the model's, or labels that it has no output for.
           UserError: another worker is gone.
         """
-        tasks = checks.tasks(self.network, tasks, self._count)
+        return self.steps([tasks], [meta_step])
+
+    def steps(
+        self,
+        batches: Sequence[Tasks],
+        meta_steps: Sequence[float],
+        *,
+        room: int = 1,
+        images: tf.Tensor | None = None,
+    ) -> float:
+        """Several meta-iterations in one compiled call; they give what `step` after `step` gives, bit for bit.
+
+        Args:
+          batches: the tasks of each meta-iteration.
+          meta_steps: the learning rate of each.
+          room: for how many the program is compiled. Fewer are filled up, and compile nothing new.
+          images: [image, ...], of which the `x` of the tasks, integers [task, sample], are numbers; on a GPU they need
+            not be sent there every time. Without them `x` are the inputs themselves.
+
+        Returns:
+          The norm of the last meta-gradient.
+
+        Raises:
+          As `step` does; a NotFiniteError says how many meta-iterations came before, which are done.
+        """
+        count, room = len(batches), max(room, len(batches))
+        checked = [checks.tasks(self.network, tasks, self._count, images) for tasks in batches]
+        filled = tf.nest.map_structure(lambda *arrays: np.stack(arrays), *checked, *checked[-1:] * (room - count))
+        rates = tf.constant([*meta_steps, *[0.0] * (room - count)], self.phi.dtype)
         with self.network.compiling():
-            norm, finite = self._meta_iteration(tasks, tf.constant(meta_step, self.phi.dtype))
+            done, norm, finite = self._meta_iterations(
+                filled, rates, tf.constant(count), () if images is None else images
+            )
         if not finite.numpy().all():
             names = ("meta-gradient", *self._state)
-            raise NotFiniteError([name for name, fine in zip(names, finite.numpy(), strict=True) if not fine])
+            wrong = [name for name, fine in zip(names, finite.numpy(), strict=True) if not fine]
+            raise NotFiniteError(wrong, int(done) - 1)
         return float(norm)
+
+    def _meta_iterations(
+        self, batches: Tasks, meta_steps: tf.Tensor, count: tf.Tensor, images: tf.Tensor | tuple[()]
+    ) -> tuple[tf.Tensor, ...]:
+        """The first `count` of [iteration, ...] each, but none after one that is not finite.
+
+        Returns:
+          How many were begun; the last one's norm, and what was finite in it (see `_outer_step`).
+        """
+
+        def one(done: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            tasks = tf.nest.map_structure(lambda of_all: of_all[done], batches)
+            if not isinstance(images, tuple):
+                tasks = tasks._replace(x=tf.gather(images, tasks.x))
+            return done + 1, *self._meta_iteration(tasks, meta_steps[done])
+
+        none = tf.constant(0), tf.zeros([], self.phi.dtype), tf.ones([1 + len(self._state)], tf.bool)
+        return tf.while_loop(lambda done, _, finite: (done < count) & tf.reduce_all(finite), one, none)
 
     def _meta_iteration(self, tasks: Tasks, meta_step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         local, counts = self._adapt(tasks)  # k inner steps on each of this worker's tasks
@@ -228,7 +223,7 @@ class MetaLearner:
         """Makes compiled functions of the methods above: one where there is one worker, two around the exchange."""
         compiled = functools.partial(tf.function, jit_compile=self.network.stacked)
         if self.cluster.count == 1:
-            self._meta_iteration = compiled(self._meta_iteration)
+            self._meta_iterations = compiled(self._meta_iterations)
         else:
             self._adapt, self._outer_step = compiled(self._adapt), compiled(self._outer_step)
         self._compiled_gradients = compiled(

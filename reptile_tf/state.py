@@ -7,7 +7,17 @@ import tensorflow as tf
 
 
 class NotFiniteError(ArithmeticError):
-    """A meta-iteration or an adaptation that produced non-finite values; `args[0]` lists where."""
+    """A meta-iteration or an adaptation that produced non-finite values.
+
+    Attributes:
+      where: what is not finite.
+      done: how many meta-iterations of the same call came before it.
+    """
+
+    def __init__(self, where: list[str], done: int = 0):
+        super().__init__(", ".join(where))
+        self.where = where
+        self.done = done
 
 
 class State(dict[str, tf.Variable]):

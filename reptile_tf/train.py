@@ -12,13 +12,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from reptile_tf import tasks
+from reptile_tf import feed, tasks
 from reptile_tf.checkpoint import Checkpoint, RunFolder
 from reptile_tf.cluster import ALONE, Cluster
 from reptile_tf.data.image_classes import ImageClasses
 from reptile_tf.errors import UserError
 from reptile_tf.evaluate import Accuracy, Evaluator, accuracy_by_task
-from reptile_tf.meta import MetaGradient, MetaLearner, foml, maml, partial_sum, reptile
+from reptile_tf.meta import MetaLearner
+from reptile_tf.meta_gradients import MetaGradient, foml, maml, partial_sum, reptile
 from reptile_tf.progress import Progress, say
 from reptile_tf.settings import Settings
 from reptile_tf.state import NotFiniteError
@@ -191,20 +192,34 @@ def _train(
             rows = np.array(history).reshape(-1, 3)
             folder.save(Checkpoint(done, time.monotonic() - began, learner.state(), rows))
 
+    images, drawable = feed.images_on_gpu(classes) if learner.network.stacked else (None, classes)
+
+    def draw(iteration: int) -> tasks.Tasks:
+        return tasks.training_tasks(drawable, iteration=iteration, **mine)
+
+    looks = settings.eval_interval if look else settings.meta_iters
+    alone = [1] if cluster.count > 1 else []  # the exchange is between compiled calls
     note = ""
     with (
         _signals(cluster) as caught,
         _events(folder) as events,
+        feed.Feed(draw, done, settings.meta_iters, looks, settings.save_interval, *alone) as fed,
         Progress("meta-iteration", settings.meta_iters, done) as progress,
     ):
         while done < settings.meta_iters and not cluster.stopping:
-            batch = tasks.training_tasks(classes, iteration=done, **mine)
+            # A call ends where there is something to do.
+            ends = (settings.meta_iters - done, *(every - done % every for every in (looks, settings.save_interval)))
+            batches = fed.take(min(ends))
+            rates = [settings.schedule(done + i) for i in range(len(batches))]
+            called = time.monotonic()
             try:
-                norm = learner.step(batch, settings.schedule(done))
+                norm = learner.steps(batches, rates, room=fed.room, images=images)
             except NotFiniteError as error:
-                message = _diverged(error, done, folder) if cluster.is_chief else f"{_NOT_FINITE} {done + 1}: it stops"
+                at = done + error.done
+                message = _diverged(error, at, folder) if cluster.is_chief else f"{_NOT_FINITE} {at + 1}: it stops"
                 raise UserError(message) from error
-            done += 1
+            fed.took(len(batches), time.monotonic() - called)
+            done += len(batches)
             if look and (done % settings.eval_interval == 0 or done == settings.meta_iters):
                 accuracies = look(done)
                 history += [(done, time.monotonic() - began, accuracy) for accuracy in accuracies]
@@ -213,7 +228,7 @@ def _train(
                 events(done, accuracy=accuracies.mean(), running_accuracy=running.accuracy, meta_gradient_norm=norm)
             if done % settings.save_interval == 0:
                 save()
-            progress.advance(1, note)
+            progress.advance(len(batches), note)
         if done % settings.save_interval:
             save()
     if stopping := cluster.stopping or next(iter(caught), 0):  # one may have come after the last exchange
@@ -226,10 +241,7 @@ def _diverged(error: NotFiniteError, done: int, folder: RunFolder | None) -> str
     last = (
         f"the last good checkpoint, of meta-iteration {kept[-1]}, is kept in {folder.path}" if kept else "none is saved"
     )
-    return (
-        f"{_NOT_FINITE} {done + 1} ({', '.join(error.args[0])}): training stops, {last}; "
-        "lower --learning-rate or --meta-step"
-    )
+    return f"{_NOT_FINITE} {done + 1} ({error}): training stops, {last}; lower --learning-rate or --meta-step"
 
 
 @contextlib.contextmanager

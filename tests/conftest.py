@@ -13,7 +13,7 @@ import tensorflow as tf
 from made_imagenet import ImageNet
 from mirrors import make_mirror
 
-from reptile_tf import cli, data, device
+from reptile_tf import cli, data, device, feed
 from reptile_tf.evaluate import Evaluator
 from reptile_tf.meta import MetaLearner
 from reptile_tf.network import Predictions
@@ -116,9 +116,19 @@ def rehearsed(monkeypatch):
         right = np.eye(batch.query_y.shape[1], dtype=np.float32)[batch.query_y]
         return Predictions(right, 1 - right)
 
-    monkeypatch.setattr(MetaLearner, "step", lambda self, *given: steps.append(given) or 1.0)
+    def rehearse(self, batches, rates, **_):
+        steps.extend(zip(batches, rates, strict=True))
+        return 1.0
+
+    monkeypatch.setattr(MetaLearner, "steps", rehearse)
     monkeypatch.setattr(Evaluator, "logits", logits)
     return steps, adaptations
+
+
+@pytest.fixture
+def one_by_one(monkeypatch):
+    """Training compiles one meta-iteration a call, so that a test can count them."""
+    monkeypatch.setattr(feed, "MOST", 1)
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ from reptile_tf.meta import MetaLearner
 
 if __name__ == "__main__":
     cluster.PATIENCE = 15.0
-    step, calls = MetaLearner.step, []
+    steps, calls = MetaLearner.steps, []
 
-    def hanging_step(self, *arguments):
+    def hanging_steps(self, *arguments, **options):
         calls.append(1)
         if self.cluster.index == 1 and len(calls) == 3:
             time.sleep(600)
-        return step(self, *arguments)
+        return steps(self, *arguments, **options)
 
-    MetaLearner.step = hanging_step
+    MetaLearner.steps = hanging_steps
     sys.exit(cli.main(sys.argv, __doc__, "omniglot"))

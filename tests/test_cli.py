@@ -303,10 +303,10 @@ def test_images_that_the_network_does_not_take_get_one_line_and_leave_nothing(ma
 
 @pytest.mark.parametrize("raised", [MemoryError(), tf.errors.ResourceExhaustedError(None, None, "OOM\nHint: none")])
 def test_too_little_memory_gets_one_line(main, monkeypatch, raised):
-    def step(*_):
+    def steps(*_, **__):
         raise raised
 
-    monkeypatch.setattr("reptile_tf.meta.MetaLearner.step", step)
+    monkeypatch.setattr("reptile_tf.meta.MetaLearner.steps", steps)
     code, error = main(*TINY)
     assert code == 1
     assert "not enough memory; lower --meta-batch, --inner-batch or --filters" in error

@@ -10,7 +10,8 @@ import pytest
 
 from reptile_tf import models
 from reptile_tf.evaluate import Evaluator
-from reptile_tf.meta import MetaLearner, foml, reptile
+from reptile_tf.meta import MetaLearner
+from reptile_tf.meta_gradients import foml, reptile
 from reptile_tf.tasks import EvalTasks, Tasks
 
 GOLDEN = os.environ.get("REPTILE_GOLDEN")

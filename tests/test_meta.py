@@ -7,7 +7,8 @@ import tensorflow as tf
 from conftest import relative
 
 from reptile_tf import tasks
-from reptile_tf.meta import MetaLearner, foml, maml, partial_sum, reptile
+from reptile_tf.meta import MetaLearner
+from reptile_tf.meta_gradients import foml, maml, partial_sum, reptile
 from reptile_tf.network import Network, cross_entropy
 from reptile_tf.tasks import Tasks
 
@@ -322,7 +323,7 @@ def test_a_meta_iteration_is_traced_once(small_model, glyphs):
     one = learner(small_model(), adam())
     for i in range(4):
         one.step(tasks.training_tasks(glyphs, iteration=i, **TRAINING), 1 - i / 4)
-    assert one._meta_iteration.experimental_get_tracing_count() == 1
+    assert one._meta_iterations.experimental_get_tracing_count() == 1
 
 
 def test_adapting_to_support_sets_of_any_size_is_compiled_once(small_model, glyphs):

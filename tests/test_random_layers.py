@@ -9,7 +9,8 @@ from reptile_tf import Settings, meta_test, meta_train, tasks
 from reptile_tf.checkpoint import RunFolder
 from reptile_tf.data import ImageClasses
 from reptile_tf.evaluate import Evaluator
-from reptile_tf.meta import MetaLearner, foml, maml, partial_sum
+from reptile_tf.meta import MetaLearner
+from reptile_tf.meta_gradients import foml, maml, partial_sum
 from reptile_tf.tasks import Tasks
 
 L = keras.layers
@@ -138,19 +139,19 @@ SETTINGS = Settings(
 )  # fmt: skip
 
 
-def test_an_interrupted_run_goes_on_to_the_same_weights(glyphs, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_to_the_same_weights(glyphs, tmp_path, monkeypatch, one_by_one):
     def run(folder):
         return meta_train(dropping(), glyphs, SETTINGS, held_out=glyphs, folder=RunFolder(folder)).state()
 
-    whole, step, calls = run(tmp_path / "whole"), MetaLearner.step, []
+    whole, steps, calls = run(tmp_path / "whole"), MetaLearner.steps, []
 
-    def failing(self, *arguments):
+    def failing(self, *arguments, **options):
         calls.append(1)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return step(self, *arguments)
+        return steps(self, *arguments, **options)
 
-    monkeypatch.setattr(MetaLearner, "step", failing)
+    monkeypatch.setattr(MetaLearner, "steps", failing)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "broken")
     for name, value in run(tmp_path / "broken").items():

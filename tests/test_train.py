@@ -15,7 +15,8 @@ from reptile_tf.checkpoint import KEEP, Checkpoint, RunFolder
 from reptile_tf.cluster import ALONE, Cluster
 from reptile_tf.errors import UserError
 from reptile_tf.evaluate import meta_test
-from reptile_tf.meta import MetaLearner, foml, maml, reptile
+from reptile_tf.meta import MetaLearner
+from reptile_tf.meta_gradients import foml, maml, reptile
 from reptile_tf.settings import Settings
 from reptile_tf.train import Interrupted, meta_train
 
@@ -30,19 +31,19 @@ class Crash(BaseException):
 
 
 @pytest.fixture
-def at_step(monkeypatch):
+def at_step(monkeypatch, one_by_one):
     """Calls a function before the step of a given number, counted over all runs of the test."""
 
     def do(number, function):
-        step, count = MetaLearner.step, [0]
+        steps, count = MetaLearner.steps, [0]
 
-        def counting(self, *arguments):
+        def counting(self, *arguments, **options):
             count[0] += 1
             if count[0] == number:
                 function()
-            return step(self, *arguments)
+            return steps(self, *arguments, **options)
 
-        monkeypatch.setattr(MetaLearner, "step", counting)
+        monkeypatch.setattr(MetaLearner, "steps", counting)
 
     return do
 

@@ -47,6 +47,17 @@ class ImageClasses:
         images = self.images[self.starts[index] : self.starts[index] + self.counts[index]][which]
         return np.rot90(images, self.turns[index], axes=(1, 2)) if self.turns else images
 
+    def numbered(self) -> tuple[np.ndarray, "ImageClasses"]:
+        """The images apart from the classes, so that tasks can be drawn as numbers of images.
+
+        Returns:
+          uint8 [image, height, width, channel], all images, turned as their classes say; and the classes with the
+          numbers of these, int32 [image], for images.
+        """
+        images = np.concatenate([self.of_class(index) for index in range(len(self))])
+        numbers, starts = np.arange(len(images), dtype=np.int32), np.cumsum(self.counts) - self.counts
+        return images, dataclasses.replace(self, images=numbers, starts=starts, turns=())
+
     def without_variety(self) -> list[str]:
         """The names of classes of several images that are all the same; of a class and its rotations, the class's."""
 
