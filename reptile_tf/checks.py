@@ -90,8 +90,11 @@ def tasks(network: Network, given: Tasks, count: int | None = None, images: tf.T
     """
     if count not in (None, len(given.x)):
         raise ValueError(f"{count} tasks run side by side, so give {count}, not {len(given.x)}")
-    if images is not None and not (given.x.ndim == 2 and 0 <= given.x.min() <= given.x.max() < len(images)):
-        raise ValueError(f"inputs must be numbers of {len(images)} images, [task, sample]")
+    if images is not None:
+        x = np.asarray(given.x)
+        if x.ndim != 2 or x.dtype.kind not in "iu" or not 0 <= x.min() <= x.max() < len(images):
+            raise ValueError(f"inputs must be numbers of {len(images)} images, [task, sample]")
+        given = given._replace(x=x.astype(np.int32, copy=False))
     inputs(network, given.x.shape[2:] if images is None else images.shape[1:])
     if np.shape(given.y)[:2] != given.x.shape[:2]:
         raise ValueError(f"{given.x.shape[1]} inputs need as many labels, not {list(np.shape(given.y)[1:])}")

@@ -39,7 +39,7 @@ def maml(phi: tf.Tensor, inner: Adaptation, tasks: Tasks) -> tf.Tensor:
         for step in range(tasks.minibatches.shape[1]):  # unrolled: XLA cannot differentiate a loop of unknown length
             weights = inner.sgd_step(weights, tasks, tasks.minibatches[:, step])
         losses = inner.losses(weights, tasks, tasks.query[:, 0])
-    return tape.gradient(losses, start)
+    return tf.convert_to_tensor(tape.gradient(losses, start))  # of a stack of one task it may come as slices
 
 
 def _check_query(tasks: Tasks) -> None:

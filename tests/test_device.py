@@ -1,5 +1,9 @@
 """Where and how the tasks run, as TensorFlow is told before its first work."""
 
+import pathlib
+import subprocess
+import sys
+
 import pytest
 import tensorflow as tf
 
@@ -31,3 +35,11 @@ def test_operations_are_deterministic_and_the_cores_are_shared(told, mode, tasks
     }
     assert stacked == (mode == "stacked")
     assert f"threads: 4 between ops, {within} within an op" in line
+
+
+def test_every_mode_gives_the_same_numbers_under_determinism():
+    """Networks, algorithms and optimizers in pairs; see the script."""
+    script = pathlib.Path(__file__).with_name("run_modes.py")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout == "10 compared\n"

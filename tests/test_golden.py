@@ -96,12 +96,15 @@ CASES = [
     ("reptile_sgd", {"sequential": False}),
     ("reptile_sgd", {"stacked": True}),
     ("reptile_decay_sgd", {"sequential": False}),
+    ("reptile_decay_sgd", {"stacked": True}),
     ("reptile_adam", {"sequential": True}),
     ("reptile_adam", {"sequential": True, "stacked": True}),
     ("foml_sgd", {"sequential": False}),
+    ("foml_sgd", {"stacked": True}),
     ("foml_tail_sgd", {"sequential": False}),
     ("foml_tail_sgd", {"stacked": True}),
     ("mini_sgd", {"sequential": False}),
+    ("mini_sgd", {"stacked": True}),
 ]
 
 

@@ -157,8 +157,8 @@ def alarm():
 
 
 def test_anything_is_refused_in_one_line_or_trains(tmp_path, monkeypatch, eagerly, alarm, record_property):
-    """Op by op, since to compile takes seconds; so --mode=stacked, a way to compile, is parsed but not followed."""
-    monkeypatch.setattr(device, "configure", lambda *_: (False, "device: as the tests have it"))
+    """Op by op, since to compile takes seconds; stacked tasks are vectorized, but by no XLA program."""
+    monkeypatch.setattr(device, "configure", lambda mode, *_: (mode == "stacked", "device: as the tests have it"))
     monkeypatch.setattr(device, "cores", lambda: 1)  # fewer tasks side by side
     set_hypothesis_home_dir(tmp_path / "hypothesis")  # not in the repository
     work, outcomes = tmp_path / "work", Counter()
