@@ -35,7 +35,7 @@ def worker(meta_batch: int) -> None:
 
     settings = Settings(**(DEFAULTS[PRESET[0]] | PRESETS[PRESET[0]][PRESET[1]] | {"meta_batch": meta_batch}))
     where = place.of_this_process()
-    device.configure(settings.mode, -(-meta_batch // where.count))
+    device.configure(settings, -(-meta_batch // where.count))
     workers = cluster.join(where)
     classes = data.glyphs.load(classes=200)
     model = BENCHMARKS[PRESET[0]].network(settings.classes, settings.filters)

@@ -162,7 +162,7 @@ def main() -> None:
         mode=args.mode,
         in_turn=args.in_turn,
     )
-    stacked, line = device.configure(settings.mode, 1 if settings.in_turn else settings.meta_batch)
+    stacked, _, line = device.configure(settings, 1 if settings.in_turn else settings.meta_batch)
     network, load = THEIRS[name]
     classes = load()
     model = BENCHMARKS[name].network(settings.classes, settings.filters)

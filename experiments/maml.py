@@ -82,7 +82,7 @@ def measure(own: list[str], seconds: float) -> dict[str, float]:
 
     settings, _ = flags.parse(["", *own], "", "omniglot")
     benchmark = benchmarks.BENCHMARKS["omniglot"]
-    stacked, _ = device.configure(settings.mode, settings.meta_batch)
+    stacked = device.configure(settings, settings.meta_batch).stacked
     images, _ = benchmark.load(settings)
     classes = benchmark.for_training(benchmark.split(images, settings.seed)["train"])
     keras.utils.set_random_seed(settings.seed)

@@ -127,13 +127,13 @@ def _copy(network: Network) -> keras.Model:
         with warnings.catch_warnings(), keras.saving.custom_object_scope(kinds):
             warnings.simplefilter("ignore")  # of lambdas, which Keras takes for unsafe where they come from a file
             other = copy.deepcopy(model)
+        for copied, variable in zip(other.variables, model.variables, strict=True):
+            copied.assign(variable)  # seeds of random layers, too
         x = random_batch(model, network.facts.input_shape)
         same_outputs = same(PlainCall(other, x).outputs, PlainCall(model, x).outputs, 1e-5)
     except Exception:  # layers without get_config and the like: anything may be raised
         return _WithOwnWeights(model)
-    values = [[v.numpy() for v in one.variables] for one in (other, model)]
-    alike = len(values[0]) == len(values[1]) and all(map(np.array_equal, *values))
-    return other if alike and same_outputs else _WithOwnWeights(model)
+    return other if same_outputs else _WithOwnWeights(model)
 
 
 class _WithOwnWeights(keras.Model):
@@ -142,21 +142,23 @@ class _WithOwnWeights(keras.Model):
     def __init__(self, model: keras.Model):
         super().__init__(name=model.name)
         self._by = lambda: model  # which Keras does not track: its weights are not this one's
-        trainable = {id(v) for v in model.trainable_variables}
-        self._own = []
+        trainable, weights = ({id(v) for v in some} for some in (model.trainable_variables, model.weights))
+        own = []
         for v in model.variables:
-            own = self.add_weight(shape=v.shape, dtype=v.dtype, name=v.path.replace("/", "_"))
-            own.assign(v)
-            own.trainable = id(v) in trainable
-            self._own.append(own)
+            named = {"dtype": v.dtype, "name": v.path.replace("/", "_"), "trainable": id(v) in trainable}
+            # The states of random generators are no weights.
+            is_weight = id(v) in weights
+            own.append(self.add_weight(shape=v.shape, **named) if is_weight else keras.Variable(v.numpy(), **named))
+            own[-1].assign(v)
+        self._own = lambda: own  # in which Keras finds none of them again
         self.built = True
 
     def call(self, inputs, training=False):
         model = self._by()
-        given = [tf.convert_to_tensor(own.value) for own in self._own]
+        given = [tf.convert_to_tensor(own.value) for own in self._own()]
         with keras.StatelessScope(state_mapping=list(zip(model.variables, given, strict=True))) as scope:
             outputs = model(inputs, training=training)
-        for variable, own, before in zip(model.variables, self._own, given, strict=True):
+        for variable, own, before in zip(model.variables, self._own(), given, strict=True):
             if (after := scope.get_current_value(variable)) is not before:
                 own.assign(after)
         return outputs

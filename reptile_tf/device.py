@@ -1,9 +1,32 @@
 """Where and how the tasks run: the device, the mode, the threads. To be settled before TensorFlow does any work."""
 
+import ctypes
+import glob
+import importlib.util
 import os
+import pathlib
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 from tensorflow.python.client import device_lib
+
+from reptile_tf.errors import UserError
+from reptile_tf.progress import say
+from reptile_tf.settings import Settings
+
+
+class Placement(NamedTuple):
+    """What `configure` has settled.
+
+    Attributes:
+      stacked: whether to stack the tasks into one XLA program.
+      record: what results.json says of it.
+      line: what the log says of it.
+    """
+
+    stacked: bool
+    record: dict[str, Any]
+    line: str
 
 
 def cores() -> int:
@@ -18,30 +41,83 @@ def gpu_memory() -> int:
     return next(one.memory_limit for one in device_lib.list_local_devices() if one.device_type == "GPU")
 
 
-def configure(mode: str, tasks_side_by_side: int) -> tuple[bool, str]:
-    """Chooses the mode, sets TensorFlow's threads and makes its ops deterministic.
+def configure(settings: Settings, tasks_side_by_side: int) -> Placement:
+    """Chooses device and mode, sets TensorFlow's threads and precision and makes its operations deterministic.
 
     Args:
-      mode: "auto", "branches" or "stacked" (see `Settings.mode`).
+      settings: of which `device`, `mode` and `tf32` matter.
       tasks_side_by_side: in training.
 
-    Returns:
-      Whether to stack the tasks into one XLA program, and a line for the log.
+    Raises:
+      UserError: a GPU is asked for, but TensorFlow finds none that it can use.
     """
-    gpus = tf.config.list_physical_devices("GPU")
-    stacked = mode == "stacked" or (mode == "auto" and bool(gpus))
+    if settings.device == "cpu":
+        tf.config.set_visible_devices([], "GPU")
+    gpus = tf.config.get_visible_devices("GPU")
+    if not gpus and settings.device != "cpu":
+        reason = _why_no_gpu()
+        if settings.device == "gpu":
+            raise UserError(f"--device gpu: {reason or 'there is no NVIDIA GPU on this machine'}")
+        if reason:
+            say(f"warning: {reason}; going on with the CPU (--device cpu says nothing of it)")
+    stacked = settings.mode == "stacked" or (settings.mode == "auto" and bool(gpus))
     # Branches: a core each, since small kernels gain little from two. One program, or one task: all cores within an op.
     within = cores() if stacked else max(1, cores() // tasks_side_by_side)
     tf.config.threading.set_intra_op_parallelism_threads(within)
     tf.config.threading.set_inter_op_parallelism_threads(cores())
     tf.config.experimental.enable_op_determinism()
+    tf.config.experimental.enable_tensor_float_32_execution(settings.tf32)
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
-    device = f"CPU, {cores()} cores"
+    name = f"CPU, {cores()} cores"
     if gpus:
-        name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "of unknown make")
-        device = f"GPU, {name}" + (f", the first of {len(gpus)}" if len(gpus) > 1 else "")
+        make = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "of unknown make")
+        name = f"GPU, {make}" + (f", the first of {len(gpus)}" if len(gpus) > 1 else "")
+    record = {
+        "device": name,
+        "mode": "stacked" if stacked else "branches",
+        "precision": "TF32" if gpus and settings.tf32 else "float32",
+        "deterministic operations": True,
+    }
     how = "stacked in one XLA program" if stacked else "branches of one graph"
     onednn = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "TensorFlow's choice")
     threads = f"threads: {cores()} between ops, {within} within an op"
-    return stacked, f"device: {device}; mode: {how}; {threads}; TF_ENABLE_ONEDNN_OPTS: {onednn}"
+    line = f"device: {name}; mode: {how}; precision: {record['precision']}; {threads}; TF_ENABLE_ONEDNN_OPTS: {onednn}"
+    return Placement(stacked, record, line)
+
+
+def _why_no_gpu() -> str:
+    """Why TensorFlow cannot use the NVIDIA GPU that is here; "" if there is none, or it is hidden on purpose.
+
+    TensorFlow says it in its log only, which is silenced.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return ""
+    if not (glob.glob("/dev/nvidia[0-9]*") or glob.glob("/proc/driver/nvidia/gpus/*")):
+        return ""
+    here = "there is an NVIDIA GPU, but TensorFlow cannot use it: "
+    built = tf.sysconfig.get_build_info()
+    if not built.get("is_cuda_build"):
+        return here + "this build of TensorFlow has no CUDA"
+    if not _loads("libcuda.so.1"):
+        return here + "its driver is not installed (libcuda.so.1)"
+    needed = {"cudart": built["cuda_version"], "cudnn": built["cudnn_version"]}
+    if missing := [name for name, version in needed.items() if not _has_library(name, version.split(".")[0])]:
+        return here + f"CUDA's libraries are missing ({', '.join(missing)}): pip install -e '.[gpu]'"
+    return here + f"its driver may be too old for CUDA {built['cuda_version']}, or fail (see nvidia-smi)"
+
+
+def _has_library(name: str, version: str) -> bool:
+    """Whether a library of CUDA is where TensorFlow looks: in NVIDIA's Python packages, or where the linker does."""
+    file = f"lib{name}.so.{version}"
+    packages = importlib.util.find_spec("nvidia")
+    places = list(packages.submodule_search_locations or []) if packages else []
+    return any(list(pathlib.Path(place).glob(f"*/lib/{file}*")) for place in places) or _loads(file)
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True

@@ -12,7 +12,7 @@ from reptile_tf.errors import UserError
 from reptile_tf.inner_loop import Adaptation, InnerLoop
 from reptile_tf.meta import MetaLearner
 from reptile_tf.network import Predictions
-from reptile_tf.progress import Progress
+from reptile_tf.progress import Progress, say
 from reptile_tf.settings import Settings
 from reptile_tf.tasks import EvalTasks, Tasks
 
@@ -52,13 +52,36 @@ class Evaluator:
         here = min(at_most, 64 if learner.network.stacked else min(16, 2 * device.cores()))
         (self.tasks,) = map(int, learner.cluster.from_chief([np.array(here)]))  # cores differ, blocks must not
         self._learner = learner
-        self._inner = InnerLoop(learner.network, learner.inner_optimizer, self.tasks, weight_decay=learner.weight_decay)
+        self._run_at_once(self.tasks)
+
+    def _run_at_once(self, count: int) -> None:
+        learner, self._at_once = self._learner, count
+        self._inner = InnerLoop(learner.network, learner.inner_optimizer, count, weight_decay=learner.weight_decay)
         self._compiled = tf.function(self._logits, jit_compile=learner.network.stacked)
 
     def logits(self, batch: EvalTasks) -> Predictions:
-        """The logits of every query after adaptation, floatx [task, query, class] each; takes `self.tasks` tasks."""
-        with self._learner.network.compiling():
-            return Predictions(*self._compiled(batch.support, batch.query_x).numpy())
+        """The logits of every query after adaptation, floatx [task, query, class] each; takes `self.tasks` tasks.
+
+        Where they do not fit the memory together, fewer run at once, from then on; a line says so.
+
+        Raises:
+          tf.errors.ResourceExhaustedError: not even one fits.
+        """
+        while True:
+            starts = range(0, self.tasks, self._at_once)
+            try:
+                with self._learner.network.compiling():
+                    return Predictions(*np.concatenate([self._of_part(batch, start) for start in starts], axis=1))
+            except tf.errors.ResourceExhaustedError:
+                if self._at_once == 1:
+                    raise
+                halves = [n for n in range(1, self._at_once // 2 + 1) if self.tasks % n == 0]
+                say(f"{self._at_once} tasks at once are too many for the memory: evaluating {halves[-1]}")
+                self._run_at_once(halves[-1])
+
+    def _of_part(self, batch: EvalTasks, start: int) -> np.ndarray:
+        part = tf.nest.map_structure(lambda array: array[start : start + self._at_once], batch)
+        return self._compiled(part.support, part.query_x).numpy()
 
     def _logits(self, support: Tasks, query_x: tf.Tensor) -> tf.Tensor:
         network = self._learner.network

@@ -210,6 +210,15 @@ class MetaLearner:
         norm = tf.norm(gradient)
         return norm, self._state.roll_back_unless_finite(before, norm)
 
+    def step_bytes(self, samples: int) -> int:
+        """About how many bytes a meta-iteration takes at most, by minibatches of so many samples: an upper bound.
+
+        Of each task its weights, their gradient, moments and copy, and all values of a forward pass with their
+        gradients; XLA fuses many of these.
+        """
+        of_weights = (3 + len(self.inner_state)) * self.network.size * self.network.dtype.size
+        return max(self.share[1], 1) * (of_weights + 2 * self.network.activation_bytes(samples))
+
     def meta_gradients(self, tasks: Tasks) -> np.ndarray:
         """The meta-gradient of each task, floatx [task, weight], of as many tasks as `step` takes; changes nothing."""
         tasks = checks.tasks(self.network, tasks, self._count)

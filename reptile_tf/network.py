@@ -223,6 +223,15 @@ class Network:
             outputs = tf.cast(outputs, self.dtype)
         return [outputs, losses, *after]
 
+    def activation_bytes(self, samples: int) -> int:
+        """How many bytes all values of one task's forward pass have, for a minibatch; fused, fewer are kept."""
+        weights = tf.TensorSpec([self.size], self.dtype)
+        x = tf.TensorSpec([samples, *(axis or examine.FREE_AXIS for axis in self.facts.input_shape)], self.raw_dtype)
+        graph = tf.function(lambda weights, x: self.call(weights, x, None)[0]).get_concrete_function(weights, x).graph
+        outputs = [tensor for operation in graph.get_operations() for tensor in operation.outputs]
+        floats = [t for t in outputs if t.dtype.is_floating and t.shape.is_fully_defined()]
+        return sum(t.dtype.size * int(np.prod(t.shape)) for t in floats)
+
     @contextlib.contextmanager
     def compiling(self) -> Iterator[None]:
         """Says in one line, by ValueError, what cannot be traced, or what XLA does not compile of a stacked network."""

@@ -47,7 +47,8 @@ def run(settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> Non
             _run(folder, settings, chosen, benchmark, held)
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
         line = next(iter(str(error).splitlines()), "")
-        raise UserError(f"not enough memory; lower --meta-batch, --inner-batch or --filters ({line})") from error
+        flags = "--eval-batch or --filters" if settings.pretrained else "--meta-batch, --inner-batch or --filters"
+        raise UserError(f"not enough memory; lower {flags} ({line})") from error
     except OSError as error:  # such as no handles left, or a disk that is gone
         raise UserError(f"cannot go on: {error}") from error
 
@@ -64,14 +65,15 @@ def _run(
     if where.count > 1 and settings.in_turn and not settings.pretrained:
         raise UserError("--in-turn passes Adam's state from task to task, on one worker: leave it out, or TF_CONFIG")
     side_by_side = 1 if settings.in_turn else math.ceil(settings.meta_batch / where.count)
-    stacked, line = device.configure(settings.mode, device.cores() if settings.pretrained else side_by_side)
+    placement = device.configure(settings, device.cores() if settings.pretrained else side_by_side)
+    stacked = placement.stacked
     workers = cluster.join(where)
     workers.agree("flags", settings.determining_results())
     workers.agree("mode", "stacked" if stacked else "branches")  # GPUs and CPUs give other sizes of blocks
     if settings.pretrained:
         config = json.loads(workers.text_from_chief(lambda: json.dumps(folder.config())))
         settings = _of_network_in(folder, config, settings, chosen, benchmark)
-    say(line)
+    say(placement.line)
     images, name = benchmark.load(settings)
     say(f"{name}: {len(images):,} classes, {images.counts.sum():,} images")
     workers.agree("images", [images.names, images.counts.tolist()], patient=True)
@@ -99,7 +101,7 @@ def _run(
         )
         checkpoint = folder.load() if workers.is_chief else None
 
-    description = _description(settings, name)
+    description = _description(settings, name, placement)
     say(f"evaluating {description['task']}")
     evaluator, began = Evaluator(learner), time.monotonic()
     results = {}
@@ -202,17 +204,17 @@ def _split_of(config: dict[str, Any], images: ImageClasses) -> Sets:
     return {name: images.subset([where[n] for n in names]) for name, names in split.items()}
 
 
-def _description(settings: Settings, name: str) -> dict[str, Any]:
+def _description(settings: Settings, name: str, placement: device.Placement) -> dict[str, Any]:
     """What must stand beside a number: settings, versions, machine (this worker's part of it) and commit."""
     transductive = " transductive" if settings.transductive else ""
-    gpus = len(tf.config.list_physical_devices("GPU"))
+    gpus = len(tf.config.get_visible_devices("GPU"))
     return {
         "task": f"{name}, {settings.shots}-shot {settings.classes}-way{transductive}",
         "seed": settings.seed,
         "settings": dataclasses.asdict(settings),
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("reptile-tf", "tensorflow", "keras", "numpy")},
-        "machine": {"processor": platform.machine(), "cores": device.cores(), "gpus": gpus},
+        "machine": {"processor": platform.machine(), "cores": device.cores(), "gpus": gpus} | placement.record,
         "commit": _commit(),
     }
 

@@ -87,6 +87,9 @@ class Settings:
     mode: str = _setting("auto", RUNNING, "how tasks run side by side: branches of one graph on the cores of a CPU, or "
                                           "stacked in one XLA program; auto: stacked on a GPU, else branches",
                          choices=("auto", "branches", "stacked"))
+    device: str = _setting("auto", RUNNING, "where to run; auto: on a GPU if there is one, else on the CPU; gpu: stop "
+                                            "if there is none", choices=("auto", "cpu", "gpu"))
+    tf32: bool = _setting(False, RUNNING, "let a GPU round the factors of matrix products to TensorFloat-32, for speed")
     # fmt: on
 
     def __post_init__(self):

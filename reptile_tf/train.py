@@ -192,7 +192,10 @@ def _train(
             rows = np.array(history).reshape(-1, 3)
             folder.save(Checkpoint(done, time.monotonic() - began, learner.state(), rows))
 
-    images, drawable = feed.images_on_gpu(classes) if learner.network.stacked else (None, classes)
+    images, drawable = None, classes
+    if learner.network.stacked:
+        images, drawable = feed.images_on_gpu(classes)
+        say(f"memory of a meta-iteration: at most {learner.step_bytes(settings.inner_batch) / 1e9:.1f} GB")
 
     def draw(iteration: int) -> tasks.Tasks:
         return tasks.training_tasks(drawable, iteration=iteration, **mine)

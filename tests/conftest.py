@@ -93,7 +93,7 @@ def direct(monkeypatch):
 @pytest.fixture
 def main(monkeypatch, capsys, tmp_path):
     """Runs the script's main function in an empty folder: (exit code, the error line)."""
-    monkeypatch.setattr(device, "configure", lambda *_: (False, "device: as the tests have it"))
+    monkeypatch.setattr(device, "configure", lambda *_: device.Placement(False, {}, "device: as the tests have it"))
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments):

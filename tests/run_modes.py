@@ -16,6 +16,7 @@ from reptile_tf.data import ImageClasses
 from reptile_tf.evaluate import Evaluator
 from reptile_tf.meta import MetaLearner
 from reptile_tf.meta_gradients import foml, maml, partial_sum, reptile
+from reptile_tf.settings import Settings
 
 SGD, ADAM = keras.optimizers.SGD, keras.optimizers.Adam
 WAY, TASKS = 2, 2
@@ -59,7 +60,7 @@ def results(network, gradient, inner, outer, sequential, stacked):
 
 
 if __name__ == "__main__":
-    device.configure("branches", TASKS)
+    device.configure(Settings(), TASKS)
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
     compared = 0

@@ -47,13 +47,19 @@ def half_described():
 
 
 @pytest.mark.parametrize("make", [network, subclassed, half_described])
-def test_the_model_answers_as_the_support_set_did(make):
+def test_the_model_answers_as_the_support_set_did(make, tmp_path):
     model = make()
     before = [v.numpy() for v in model.variables]
     few = MetaLearner(model, keras.optimizers.Adam(0.01), keras.optimizers.SGD()).adapt(X, Y, steps=30, batch=10)
     own = few.model()
     np.testing.assert_allclose(own.predict(X, verbose=0), few.outputs(X, transductive=True), atol=1e-4)
     assert (few.predict(X) == Y).mean() > 0.89
+    shapes, expected = ([w.shape for w in one.get_weights()] for one in (own, model))
+    assert shapes == expected if make is network else sorted(shapes) == sorted(expected)
+    if make is network:  # a model of random layers that Keras can rebuild
+        own.save(tmp_path / "own.keras")
+        read = keras.saving.load_model(tmp_path / "own.keras")
+        np.testing.assert_array_equal(read.predict(X, verbose=0), own.predict(X, verbose=0))
     own.set_weights([w + 1 if w.dtype.kind == "f" else w for w in own.get_weights()])
     for variable, value in zip(model.variables, before, strict=True):
         np.testing.assert_array_equal(variable.numpy(), value)

@@ -1,6 +1,7 @@
 """Where and how the tasks run, as TensorFlow is told before its first work."""
 
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -8,33 +9,111 @@ import pytest
 import tensorflow as tf
 
 from reptile_tf import device
+from reptile_tf.errors import UserError
+from reptile_tf.settings import Settings
 
 
 @pytest.fixture
 def told(monkeypatch):
-    """What TensorFlow is told, by name, instead of being told it; there are four cores."""
+    """What TensorFlow is told, by name, instead of being told it; there are four cores and no GPU."""
     said = {}
     for module, name in (
+        (tf.config, "set_visible_devices"),
         (tf.config.threading, "set_intra_op_parallelism_threads"),
         (tf.config.threading, "set_inter_op_parallelism_threads"),
         (tf.config.experimental, "enable_op_determinism"),
+        (tf.config.experimental, "enable_tensor_float_32_execution"),
+        (tf.config.experimental, "set_memory_growth"),
     ):
         monkeypatch.setattr(module, name, lambda *arguments, name=name: said.update({name: arguments}))
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: [])
     monkeypatch.setattr(device, "cores", lambda: 4)
+    monkeypatch.setattr(device, "_why_no_gpu", lambda: "")
     return said
+
+
+@pytest.fixture
+def gpus(told, monkeypatch):
+    """Two GPUs."""
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["one", "two"])
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: {"device_name": f"Make {gpu}"})
 
 
 @pytest.mark.parametrize(("mode", "tasks", "within"), [("auto", 2, 2), ("branches", 5, 1), ("stacked", 5, 4)])
 def test_operations_are_deterministic_and_the_cores_are_shared(told, mode, tasks, within):
-    stacked, line = device.configure(mode, tasks)
+    stacked, record, line = device.configure(Settings(mode=mode), tasks)
     assert told == {
         "set_intra_op_parallelism_threads": (within,),
         "set_inter_op_parallelism_threads": (4,),
         "enable_op_determinism": (),
+        "enable_tensor_float_32_execution": (False,),
     }
     assert stacked == (mode == "stacked")
     assert f"threads: 4 between ops, {within} within an op" in line
+    assert record == {
+        "device": "CPU, 4 cores",
+        "mode": "stacked" if stacked else "branches",
+        "precision": "float32",
+        "deterministic operations": True,
+    }
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_a_gpu_runs_stacked_and_rounds_to_tf32_only_if_asked(gpus, told, tf32):
+    stacked, record, line = device.configure(Settings(tf32=tf32), 5)
+    assert stacked
+    assert told["enable_tensor_float_32_execution"] == (tf32,)
+    assert record["precision"] == ("TF32" if tf32 else "float32")
+    assert record["device"] == "GPU, Make one, the first of 2"
+    assert record["device"] in line
+    assert not device.configure(Settings(mode="branches"), 5).stacked
+
+
+def test_a_gpu_can_be_left_alone(told):
+    device.configure(Settings(device="cpu"), 5)
+    assert told["set_visible_devices"] == ([], "GPU")
+
+
+def test_a_gpu_that_is_asked_for_but_not_there_stops_the_run(told, monkeypatch):
+    with pytest.raises(UserError, match="--device gpu: there is no NVIDIA GPU on this machine"):
+        device.configure(Settings(device="gpu"), 5)
+    monkeypatch.setattr(device, "_why_no_gpu", lambda: "its driver is missing")
+    with pytest.raises(UserError, match="--device gpu: its driver is missing"):
+        device.configure(Settings(device="gpu"), 5)
+
+
+def test_a_gpu_that_cannot_be_used_is_said_in_one_line(told, monkeypatch, capsys):
+    monkeypatch.setattr(device, "_why_no_gpu", lambda: "its driver is missing")
+    device.configure(Settings(device="cpu"), 5)
+    assert not capsys.readouterr().out
+    device.configure(Settings(), 5)
+    assert capsys.readouterr().out.startswith("warning: its driver is missing; going on with the CPU")
+
+
+@pytest.mark.parametrize(
+    ("files", "loads", "built", "reason"),
+    [
+        ([], [], {}, ""),
+        (["/dev/nvidia0"], [], {"is_cuda_build": False}, "has no CUDA"),
+        (["/dev/nvidia0"], [], {}, "driver is not installed"),
+        (["/proc/driver/nvidia/gpus/0"], ["libcuda.so.1"], {}, r"\(cudart, cudnn\): pip install -e '.\[gpu\]'"),
+        (["/dev/nvidia0"], ["libcuda.so.1", "libcudart.so.12"], {}, r"missing \(cudnn\)"),
+        (["/dev/nvidia0"], ["libcuda.so.1", "libcudart.so.12", "libcudnn.so.9"], {}, "too old for CUDA 12.5.1"),
+    ],
+)
+def test_what_keeps_tensorflow_from_a_gpu_is_found_out(monkeypatch, files, loads, built, reason):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(
+        device.glob, "glob", lambda pattern: [f for f in files if f.startswith(re.split(r"[\[*]", pattern)[0])]
+    )
+    monkeypatch.setattr(device, "_loads", lambda library: library in loads)
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
+    build = {"is_cuda_build": True, "cuda_version": "12.5.1", "cudnn_version": "9"} | built
+    monkeypatch.setattr(tf.sysconfig, "get_build_info", lambda: build)
+    found = device._why_no_gpu()
+    assert re.search(reason, found) if reason else not found
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert not device._why_no_gpu()
 
 
 def test_every_mode_gives_the_same_numbers_under_determinism():

@@ -195,3 +195,30 @@ def test_adapted_weights_that_are_not_finite_are_refused(small_model, glyphs):
     support = some(glyphs, 1).support
     with pytest.raises(NotFiniteError, match="adapted weights"):
         one.adapt(support.x[0], support.y[0], steps=5)
+
+
+def test_fewer_tasks_run_at_once_where_memory_runs_out(learner, glyphs, monkeypatch, capsys):
+    expected = Evaluator(learner, at_most=6).logits(some(glyphs, 6))
+    evaluator, adapt, tried = Evaluator(learner, at_most=6), Evaluator._of_part, []
+
+    def scarce(self, batch, start):
+        tried.append(self._at_once)
+        if self._at_once > 2:
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM")
+        return adapt(self, batch, start)
+
+    monkeypatch.setattr(Evaluator, "_of_part", scarce)
+    capsys.readouterr()
+    np.testing.assert_allclose(evaluator.logits(some(glyphs, 6)), expected, rtol=1e-4, atol=1e-5)
+    said = capsys.readouterr().out.splitlines()
+    assert said == [f"{n} tasks at once are too many for the memory: evaluating {n // 2}" for n in tried if n > 2]
+    assert evaluator.tasks % evaluator._at_once == 0
+    evaluator.logits(some(glyphs, 6))
+    assert tried[-1] == evaluator._at_once <= 2  # no more is tried again
+
+    def none(*_):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM")
+
+    monkeypatch.setattr(Evaluator, "_of_part", none)
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        evaluator.logits(some(glyphs, 6))

@@ -43,6 +43,7 @@ GOOD = {
     "eval_samples": ["2", "2", "3"], "eval_interval": ["1", "7", str(2**63 - 1)], "eval_tasks": ["1", "2"],
     "checkpoint": ["run", "", "a b", "größe", "多", "$a$_$", "x/y"], "data_dir": ["", "$x^$", "多", "a\nb", "\udcff"],
     "save_interval": ["1", "10", str(2**63 - 1)], "mode": ["auto", "branches", "stacked"],
+    "device": ["auto", "cpu"], "tf32": [],
     "replacement": [], "in_turn": [], "transductive": [], "skip_bad_images": [],
 }  # fmt: skip
 WORK = [
@@ -158,7 +159,7 @@ def alarm():
 
 def test_anything_is_refused_in_one_line_or_trains(tmp_path, monkeypatch, eagerly, alarm, record_property):
     """Op by op, since to compile takes seconds; stacked tasks are vectorized, but by no XLA program."""
-    monkeypatch.setattr(device, "configure", lambda mode, *_: (mode == "stacked", "device: as the tests have it"))
+    monkeypatch.setattr(device, "configure", lambda own, _: device.Placement(own.mode == "stacked", {}, "device: none"))
     monkeypatch.setattr(device, "cores", lambda: 1)  # fewer tasks side by side
     set_hypothesis_home_dir(tmp_path / "hypothesis")  # not in the repository
     work, outcomes = tmp_path / "work", Counter()
