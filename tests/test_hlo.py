@@ -1,0 +1,78 @@
+"""What XLA is given for a GPU: the presets' stacked programs lower, stay on the device and do no more than they need.
+
+Without a GPU nothing beyond this stage can be compiled for one.
+"""
+
+import re
+
+import pytest
+import tensorflow as tf
+from tensorflow.python.eager.polymorphic_function import compiler_ir
+from tensorflow.python.framework import config
+
+from reptile_tf import benchmarks, train
+from reptile_tf.settings import DEFAULTS, PRESETS, Settings
+
+# Of five layers with weights: forward, the gradient of the weights, and that of the inputs but for the first.
+DOTS = 3 * 5 - 1
+CALL, IMAGES = 10, 1000
+
+
+@pytest.fixture(autouse=True)
+def deterministic():
+    """Operations are chosen as a run chooses them."""
+    tf.config.experimental.enable_op_determinism()
+    tf.random.set_seed(0)  # TensorFlow draws a number to see on which device it is
+    yield
+    config.disable_op_determinism()
+
+
+def operations(function, *specs, platform=None):
+    """How often each operation is in the HLO of a compiled function."""
+    concrete = tf.function(function, jit_compile=True).get_concrete_function(*specs)
+    text = compiler_ir.from_concrete_function(concrete)(stage="hlo", platform_name=platform)
+    found = re.findall(r" = .*? ([a-z-]+)\(", re.sub(r"/\*.*?\*/|\{[^{}]*\}", "", text))
+    assert len(found) > 100
+    return {kind: found.count(kind) for kind in set(found)}
+
+
+@pytest.mark.parametrize("preset", ["omniglot-1shot-5way", "omniglot-1shot-20way", "miniimagenet-1shot-5way"])
+def test_the_stacked_programs_are_no_more_than_they_need_to_be(preset):
+    name = preset.split("-")[0]
+    settings = Settings(**(DEFAULTS[name] | PRESETS[name][preset]))
+    benchmark = benchmarks.BENCHMARKS[name]
+    model = benchmark.network(settings.classes, settings.filters)
+    learner = train.make_learner(model, settings, benchmark.scale, stacked=True)
+    network, image, tasks = learner.network, model.input_shape[1:], settings.meta_batch
+
+    def integers(*shape):
+        return tf.TensorSpec(shape, tf.int32)
+
+    gradient = operations(
+        lambda weights, x, y: network.gradient(weights, x, y)[0],
+        tf.TensorSpec([tasks, network.size]),
+        tf.TensorSpec([tasks, settings.inner_batch, *image], tf.uint8),
+        integers(tasks, settings.inner_batch),
+        platform="GPU",
+    )
+    samples = settings.classes * settings.images_per_class
+    batches = train.tasks.Tasks(
+        integers(CALL, tasks, samples),
+        integers(CALL, tasks, samples),
+        integers(CALL, tasks, settings.inner_iters, settings.inner_batch),
+        seed=integers(CALL, tasks, 2),
+    )
+    call = operations(
+        learner._meta_iterations.python_function,
+        batches,
+        tf.TensorSpec([CALL]),
+        integers(),
+        tf.TensorSpec([IMAGES, *image], tf.uint8),
+    )
+    for found in gradient, call:
+        assert found["dot"] == DOTS
+        assert not {"convolution", "custom-call", "infeed", "outfeed", "send", "recv", "sort", "scatter"} & set(found)
+    assert "while" not in gradient
+    assert call["while"] == 2  # over meta-iterations, and over inner steps
+    assert call["gather"] == 3  # the images of the tasks; the images and labels of a minibatch
+    assert sum(call.values()) < 2500
