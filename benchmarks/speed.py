@@ -1,22 +1,31 @@
-"""Meta-iterations and evaluated tasks per second, beside the PyTorch loop that a user would write instead.
+"""Meta-iterations and evaluated tasks per second, beside the PyTorch loops that a user would write instead.
 
   pip install -e .[bench]
   python benchmarks/speed.py --preset omniglot-1shot-5way
 
-Both train by the preset and evaluate on the same tasks, round after round in turn, so that the ratio holds on a machine
-whose speed drifts. Ours classifies the queries both ways, PyTorch only the way that is asked for. The last line is
-JSON: train_ratio and eval_ratio are the medians over rounds of ours / PyTorch's. The PyTorch loop is eager and
-straightforward: channels last, torch.optim.Adam, the tasks of a meta-batch one after another; it gets one thread or all
-cores, whichever is faster at the start.
+All train by the preset and evaluate on the same tasks, round after round in turn, so that ratios hold on a machine
+whose speed drifts. Ours classifies the queries both ways, PyTorch only the way that is asked for. PyTorch's loops take
+the tasks of a meta-batch one after another:
+
+  eager     torch.optim.Adam, the network as it is
+  compiled  fused Adam, torch.compile of the loss; needs a C++ compiler on a CPU
+  graphs    as compiled, replayed as CUDA graphs (with --device gpu)
+
+Each runs with one thread or all cores, and with images in either memory format, whichever is fastest at the start.
+The last line is JSON: train_ratio and eval_ratio are medians over rounds of ours / the best of PyTorch's, with ranges.
 """
 
 import argparse
 import copy
+import itertools
 import json
 import os
+import pathlib
+import platform
 import statistics
 import sys
 import time
+from typing import NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -26,13 +35,15 @@ if any(name in argument for argument in sys.argv for name in WITH_ONEDNN):  # as
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import numpy as np
+import tensorflow as tf
 import torch
 from torch import nn
 
-from reptile_tf import data, device, tasks, train
+from reptile_tf import data, device, feed, tasks, train
 from reptile_tf.benchmarks import BENCHMARKS
 from reptile_tf.data import ImageClasses
 from reptile_tf.evaluate import Evaluator
+from reptile_tf.meta import MetaLearner
 
 
 def omniglot_network(way: int) -> nn.Module:
@@ -70,58 +81,117 @@ THEIRS = {
 }
 
 
+class Setup(NamedTuple):
+    """How PyTorch runs.
+
+    Attributes:
+      kind: "eager", "compiled" or "graphs".
+      threads: of an operation.
+      channels_last: the memory format of images and kernels.
+    """
+
+    kind: str
+    threads: int
+    channels_last: bool
+
+    def __str__(self) -> str:
+        return f"{self.kind}, {self.threads} threads, {'NHWC' if self.channels_last else 'NCHW'}"
+
+
 class TorchReptile:
     """Reptile as one writes it in PyTorch."""
 
-    def __init__(self, network: nn.Module, settings: Settings, scale: float):
+    def __init__(self, network: nn.Module, settings: Settings, scale: float, setup: Setup, place: str):
         self.settings = settings
         self.scale = scale
-        self.network = network.to(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate, betas=(0.0, 0.999))
+        self.setup = setup
+        self.place = place
+        self.format = torch.channels_last if setup.channels_last else torch.contiguous_format
+        self.network = network.to(place, memory_format=self.format)
+        fused = setup.kind != "eager"
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), lr=settings.learning_rate, betas=(0.0, 0.999), fused=fused
+        )
+
+        def loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return nn.functional.cross_entropy(self.network(x), y, reduction="sum")
+
+        mode = {"compiled": "default", "graphs": "reduce-overhead"}.get(setup.kind)
+        self.loss = torch.compile(loss, mode=mode) if mode else loss
 
     def adapt(self, x: torch.Tensor, y: torch.Tensor, minibatches: torch.Tensor) -> None:
         """The inner loop on one task."""
         for samples in minibatches:
             self.optimizer.zero_grad()
-            nn.functional.cross_entropy(self.network(x[samples]), y[samples], reduction="sum").backward()
+            self.loss(x[samples], y[samples]).backward()
             self.optimizer.step()
 
     def step(self, batch: tasks.Tasks, meta_step: float) -> None:
         """One meta-iteration."""
+        torch.set_num_threads(self.setup.threads)
         before = [p.detach().clone() for p in self.network.parameters()]
         total = [torch.zeros_like(p) for p in before]
         for x, y, minibatches in zip(batch.x, batch.y, batch.minibatches, strict=True):
             with torch.no_grad():
                 for p, start in zip(self.network.parameters(), before, strict=True):
                     p.copy_(start)
-            self.adapt(self.images(x), torch.as_tensor(y).long(), torch.as_tensor(minibatches))
+            self.adapt(self.images(x), self.integers(y), self.integers(minibatches))
             for sum_, p in zip(total, self.network.parameters(), strict=True):
                 sum_ += p.detach()
         with torch.no_grad():
             for p, start, sum_ in zip(self.network.parameters(), before, total, strict=True):
                 p.copy_(start + meta_step * (sum_ / len(batch.x) - start))
+        self.finish()
 
     def evaluate(self, batch: tasks.EvalTasks) -> np.ndarray:
         """The predictions for the queries of each task, int [task, query]."""
+        torch.set_num_threads(self.setup.threads)
         network, optimizer = (copy.deepcopy(s.state_dict()) for s in (self.network, self.optimizer))
         predictions = []
         for x, y, minibatches, query in zip(*batch.support[:3], batch.query_x, strict=True):
-            self.adapt(self.images(x), torch.as_tensor(y).long(), torch.as_tensor(minibatches))
+            self.adapt(self.images(x), self.integers(y), self.integers(minibatches))
             with torch.no_grad():
                 if self.settings.transductive:
                     logits = self.network(self.images(query))
                 else:
                     each = [torch.cat([self.images(x), self.images(q[None])]) for q in query]
                     logits = torch.stack([self.network(one)[-1] for one in each])
-            predictions.append(logits.argmax(-1).numpy())
+            predictions.append(logits.argmax(-1).cpu().numpy())
             self.network.load_state_dict(network)
             self.optimizer.load_state_dict(optimizer)
         return np.stack(predictions)
 
     def images(self, array: np.ndarray) -> torch.Tensor:
-        """uint8 [sample, height, width, channel] to float32 [sample, channel, height, width], channels last."""
-        image = torch.as_tensor(array).permute(0, 3, 1, 2).float() * self.scale
-        return image.contiguous(memory_format=torch.channels_last)
+        """uint8 [sample, height, width, channel] to float32 [sample, channel, height, width], in the memory format."""
+        image = torch.as_tensor(array).to(self.place).permute(0, 3, 1, 2).float() * self.scale
+        return image.contiguous(memory_format=self.format)
+
+    def integers(self, array: np.ndarray) -> torch.Tensor:
+        """Labels or indices, int64 on the device."""
+        return torch.as_tensor(array).long().to(self.place)
+
+    def finish(self) -> None:
+        """Waits for a GPU."""
+        if self.place == "cuda":
+            torch.cuda.synchronize()
+
+
+class Ours:
+    """Meta-iterations as a run calls them, several at once."""
+
+    def __init__(self, learner: MetaLearner, classes: ImageClasses, settings: Settings):
+        images, drawable = feed.images_on_gpu(classes)
+        arguments = settings.training_arguments()
+        first = tasks.training_tasks(drawable, iteration=0, **arguments)
+        size = sum(np.asarray(array).nbytes for array in first)
+        self.at_once = max(1, min(feed.MOST if images is not None else 16, feed.BYTES // size))
+        self._batches = [tasks.training_tasks(drawable, iteration=i, **arguments) for i in range(self.at_once)]
+        self._learner = learner
+        self._images = images
+
+    def step(self) -> None:
+        """`at_once` meta-iterations."""
+        self._learner.steps(self._batches, [0.1] * self.at_once, images=self._images)
 
 
 def rate(work, units: int, seconds: float) -> float:
@@ -133,13 +203,36 @@ def rate(work, units: int, seconds: float) -> float:
     return calls * units / (time.perf_counter() - began)
 
 
-def faster_threads(work) -> int:
-    """How many threads make `work` faster: one, or one per core."""
+def fastest(kind: str, make, training: list[tasks.Tasks], seconds: float, gpu: bool) -> TorchReptile:
+    """A kind of PyTorch loop, at the threads and in the memory format that train fastest."""
     rates = {}
-    for threads in (1, os.cpu_count()):
-        torch.set_num_threads(threads)
-        rates[threads] = max(rate(work, 1, 2.0) for _ in range(2))
+    for threads, channels_last in itertools.product([1] if gpu else sorted({1, device.cores()}), (False, True)):
+        theirs = make(Setup(kind, threads, channels_last))
+        for _ in range(2):  # compile and warm up
+            theirs.step(training[0], 0.1)
+        rates[theirs] = rate(lambda i, theirs=theirs: theirs.step(training[i % len(training)], 0.1), 1, seconds)
+        print(f"PyTorch {theirs.setup}: {rates[theirs]:.2f} meta-iterations/s", flush=True)
     return max(rates, key=rates.get)
+
+
+def summary(rates: dict[str, list[float]], ours: str = "ours") -> dict[str, object]:
+    """Medians of each, and of the ratio of ours to the best of the others, with its range over the rounds."""
+    medians = {name: statistics.median(each) for name, each in rates.items()}
+    best = max((name for name in rates if name != ours), key=medians.get)
+    ratios = [a / b for a, b in zip(rates[ours], rates[best], strict=True)]
+    return {
+        "ratio": round(statistics.median(ratios), 2),
+        "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
+        "best": best,
+        "per_s": {name: round(median, 2) for name, median in medians.items()},
+    }
+
+
+def processor() -> str:
+    """The processor's name, where Linux says it."""
+    info = pathlib.Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0].partition(": ")[2] if names else platform.processor()
 
 
 def main() -> None:
@@ -152,65 +245,69 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
     parser.add_argument("--mode", default="auto", choices=("auto", "branches", "stacked"))
-    parser.add_argument("--in-turn", action="store_true", help="tasks one after another, as the PyTorch loop")
+    parser.add_argument("--in-turn", action="store_true", help="tasks one after another, as the PyTorch loops")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
+    parser.add_argument("--against", default="", help="kinds of PyTorch loops, with commas (default: all)")
+    parser.add_argument("--write", type=pathlib.Path, help="JSON file of results by preset, to be added to")
     args = parser.parse_args()
 
-    name = args.preset.split("-")[0]
+    name, gpu = args.preset.split("-")[0], args.device == "gpu"
     settings = Settings(
         **(DEFAULTS[name] | PRESETS[name][args.preset]),
         transductive=args.transductive,
         mode=args.mode,
         in_turn=args.in_turn,
+        device=args.device,
     )
-    stacked, _, line = device.configure(settings, 1 if settings.in_turn else settings.meta_batch)
+    stacked, record, line = device.configure(settings, 1 if settings.in_turn else settings.meta_batch)
     network, load = THEIRS[name]
     classes = load()
     model = BENCHMARKS[name].network(settings.classes, settings.filters)
     learner = train.make_learner(model, settings, classes.scale, stacked)
     evaluator = Evaluator(learner)
-    theirs = TorchReptile(network(settings.classes), settings, classes.scale)
     training = [tasks.training_tasks(classes, iteration=i, **settings.training_arguments()) for i in range(20)]
     arguments = settings.evaluation_arguments()
     testing = [
         tasks.evaluation_tasks(classes, first=i * evaluator.tasks, count=evaluator.tasks, **arguments) for i in range(5)
     ]
+
+    def make(setup: Setup) -> TorchReptile:
+        return TorchReptile(network(settings.classes), settings, classes.scale, setup, "cuda" if gpu else "cpu")
+
+    print(f"{args.preset}; ours: {line}; PyTorch {torch.__version__}; {processor()}", flush=True)
+    kinds = args.against.split(",") if args.against else ["eager", "compiled", *(["graphs"] if gpu else [])]
+    rivals = [fastest(kind, make, training, min(2.0, args.seconds), gpu) for kind in kinds]
+    ours = Ours(learner, classes, settings)
     contests = {
-        "train": (
-            lambda i: learner.step(training[i % len(training)], 0.1),
-            lambda i: theirs.step(training[i % len(training)], 0.1),
-            1,
-        ),
-        "eval": (
-            lambda i: evaluator.logits(testing[i % len(testing)]),
-            lambda i: theirs.evaluate(testing[i % len(testing)]),
-            evaluator.tasks,
-        ),
+        "train": {"ours": (lambda i: ours.step(), ours.at_once)}
+        | {str(r.setup): (lambda i, r=r: r.step(training[i % len(training)], 0.1), 1) for r in rivals},
+        "eval": {"ours": (lambda i: evaluator.logits(testing[i % len(testing)]), evaluator.tasks)}
+        | {str(r.setup): (lambda i, r=r: r.evaluate(testing[i % len(testing)]), evaluator.tasks) for r in rivals},
     }
-    for ours, torchs, _ in contests.values():  # compile and warm up
-        ours(0)
-        torchs(0)
-    threads = faster_threads(contests["train"][1])
-    torch.set_num_threads(threads)
-    print(f"{args.preset}; ours: {line}; PyTorch {torch.__version__}: {threads} threads", flush=True)
-    rates = {name: [] for name in contests}
+    for contest in contests.values():  # compile and warm up
+        for work, _ in contest.values():
+            work(0)
+    rates = {what: {name: [] for name in contest} for what, contest in contests.items()}
     for number in range(args.rounds):
-        for name, (ours, torchs, units) in contests.items():
-            pair = rate(ours, units, args.seconds), rate(torchs, units, args.seconds)
-            rates[name].append(pair)
-            unit = "meta-iterations" if name == "train" else "tasks"
-            print(
-                f"round {number + 1} {name}: ours {pair[0]:.2f}, PyTorch {pair[1]:.2f} {unit}/s, "
-                f"ratio {pair[0] / pair[1]:.2f}",
-                flush=True,
-            )
-    summary = {"preset": args.preset, "transductive": args.transductive, "rounds": args.rounds}
-    for name, pairs in rates.items():
-        summary |= {
-            f"{name}_ratio": round(statistics.median(a / b for a, b in pairs), 2),
-            f"{name}_per_s": round(statistics.median(a for a, _ in pairs), 2),
-            f"{name}_per_s_pytorch": round(statistics.median(b for _, b in pairs), 2),
-        }
-    print(json.dumps(summary))
+        for what, contest in contests.items():
+            for name, (work, units) in contest.items():
+                rates[what][name].append(rate(work, units, args.seconds))
+            unit = "meta-iterations" if what == "train" else "tasks"
+            said = "; ".join(f"{name} {each[-1]:.2f}" for name, each in rates[what].items())
+            print(f"round {number + 1} {what}: {said} {unit}/s", flush=True)
+    results = {
+        "preset": args.preset,
+        "transductive": args.transductive,
+        "rounds": args.rounds,
+        "machine": {"processor": processor(), "cores": device.cores()} | record,
+        "versions": {"tensorflow": tf.__version__, "torch": torch.__version__},
+    }
+    for what, each in rates.items():
+        results |= {f"{what}_{key}": value for key, value in summary(each).items()}
+    if args.write:
+        known = json.loads(args.write.read_text()) if args.write.exists() else {}
+        args.write.write_text(json.dumps(known | {args.preset: results}, indent=1) + "\n")
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from reptile_tf.settings import ONLY, PRESETS, Settings
 EXAMPLES = int(os.environ.get("FAULTS_EXAMPLES", "60"))
 SEED = int(os.environ.get("FAULTS_SEED", time.time_ns() % 2**32))  # other examples every time
 SECONDS = 60  # for one example; more is a hang
-DIVERGED = "numbers are not finite", "gave infinities"  # seen only once a run has begun
+DIVERGED = "numbers are not finite", "produced non-finite values"  # seen only once a run has begun
 
 IMAGE = {"omniglot": (28, 28, 1), "miniimagenet": (84, 84, 3)}
 
