@@ -1,6 +1,7 @@
 # make train   sets up a virtual environment, gets Omniglot (or uses built-in glyphs) and trains for a few minutes
 # make test    sets up the same environment and runs the tests
 # make faults  runs the tests of crashes, full disks, hostile files, wrong input and exactness at length
+# make gpu     runs the tests that need a GPU, and measures
 # make demo    builds the browser demo and serves it on this machine (PORT=8000); needs Node.js only
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ QUIETLY := --quiet --quiet --disable-pip-version-check
 # For what builds packages, too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: train test faults lint bench demo clean
+.PHONY: train test faults gpu lint bench demo clean
 
 $(VENV)/installed: setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=…")'
@@ -37,6 +38,12 @@ faults: $(VENV)/installed
 	  --ignore tests/faults/test_long_run.py
 	EXACT_DRAWS=300 $(BIN)/python -m pytest -n 2 tests/test_exact.py
 	FAULTS_META_ITERS=30000 $(BIN)/python -m pytest tests/faults/test_long_run.py
+
+# Where there is a GPU, in ten minutes; writes docs/results/gpu.json.
+gpu: export PIP_CONSTRAINT := $(CURDIR)/constraints-gpu.txt
+gpu: $(VENV)/installed
+	$(BIN)/python -m pip install $(QUIETLY) -e '.[gpu]'
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
