@@ -21,7 +21,7 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-PRESET = ("omniglot", "omniglot-1shot-5way")
+PRESET = "omniglot-1shot-5way"
 
 
 def worker(meta_batch: int) -> None:
@@ -31,14 +31,14 @@ def worker(meta_batch: int) -> None:
 
     from reptile_tf import cluster, data, device, place, tasks, train
     from reptile_tf.benchmarks import BENCHMARKS
-    from reptile_tf.settings import DEFAULTS, PRESETS, Settings
+    from reptile_tf.settings import Settings
 
-    settings = Settings(**(DEFAULTS[PRESET[0]] | PRESETS[PRESET[0]][PRESET[1]] | {"meta_batch": meta_batch}))
+    settings = Settings.preset(PRESET, meta_batch=meta_batch)
     where = place.of_this_process()
     device.configure(settings, -(-meta_batch // where.count))
     workers = cluster.join(where)
     classes = data.glyphs.load(classes=200)
-    model = BENCHMARKS[PRESET[0]].network(settings.classes, settings.filters)
+    model = BENCHMARKS["omniglot"].network(settings.classes, settings.filters)
     learner = train.make_learner(model, settings, classes.scale, cluster=workers)
     train.take_from_chief(learner, 0)
     first, count = learner.share
@@ -137,7 +137,7 @@ def main() -> None:
     if args.worker:
         worker(args.worker)
         return
-    summary: dict[str, Any] = {"preset": PRESET[1], "rounds": args.rounds, "meta_batches": {}}
+    summary: dict[str, Any] = {"preset": PRESET, "rounds": args.rounds, "meta_batches": {}}
     for meta_batch in args.meta_batches:
         groups = {"one": Group(1, meta_batch), "two": Group(2, meta_batch)}
         steps = max(5, round(args.seconds * groups["one"].measure(5)[0]["rate"]))

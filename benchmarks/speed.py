@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from reptile_tf.settings import DEFAULTS, PRESETS, WITH_ONEDNN, Settings
+from reptile_tf.settings import PRESETS, WITH_ONEDNN, Settings
 
 if any(name in argument for argument in sys.argv for name in WITH_ONEDNN):  # as the run script does
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -252,8 +252,8 @@ def main() -> None:
     args = parser.parse_args()
 
     name, gpu = args.preset.split("-")[0], args.device == "gpu"
-    settings = Settings(
-        **(DEFAULTS[name] | PRESETS[name][args.preset]),
+    settings = Settings.preset(
+        args.preset,
         transductive=args.transductive,
         mode=args.mode,
         in_turn=args.in_turn,

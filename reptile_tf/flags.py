@@ -60,21 +60,14 @@ def parse(argv: list[str], doc: str, benchmark: str) -> tuple[Settings, frozense
     if extra:
         raise FlagsError(f"not a flag: {' '.join(extra)} (flags begin with --)")
 
-    chosen = {}
-    if values.preset:
-        if values.preset not in presets:
-            raise FlagsError(f"unknown preset {values.preset!r}; there are: {', '.join(presets)}")
-        chosen |= presets[values.preset]
+    if values.preset and values.preset not in presets:
+        raise FlagsError(f"unknown preset {values.preset!r}; there are: {', '.join(presets)}")
     given = {field.name: values[field.name].value for field in fields if values[field.name].present}
-    if given.get("meta_optimizer") == "adam":
-        # Interpolation goes 0.1 to all of the way to W; as the rate of Adam that would throw phi far off.
-        chosen["meta_step"] = given.get("meta_step", 0.001)
-        chosen["meta_step_final"] = chosen["meta_step"]
-    chosen |= given
     try:
-        return Settings(**(defaults | chosen)), frozenset(chosen)
+        settings = Settings.preset(values.preset, **given) if values.preset else Settings(**(defaults | given))
     except SettingsError as error:
         raise FlagsError(str(error)) from error
+    return settings, frozenset(given) | frozenset(presets.get(values.preset, ()))
 
 
 def _underscored(argv: list[str]) -> list[str]:
@@ -101,7 +94,7 @@ def _help(
         if isinstance(default, bool):
             lines.append(f"  --[no]{name}")
         else:
-            lines.append(f"  --{name}" + ("" if default == "" else f" ({default})"))
+            lines.append(f"  --{name}" + ("" if default in ("", None) else f" ({default})"))
         lines.extend(textwrap.wrap(text, width, initial_indent=" " * 8, subsequent_indent=" " * 8))
 
     describe("preset", "the paper's setting to start from; a flag given beside it wins: " + ", ".join(presets), "")

@@ -23,10 +23,7 @@ from reptile_tf.errors import UserError
 from reptile_tf.evaluate import Evaluator, meta_test_in_both_ways
 from reptile_tf.meta import MetaLearner
 from reptile_tf.progress import say
-from reptile_tf.settings import Settings, SettingsError, flag
-
-# What --pretrained takes from the checkpoint and no flag can change.
-OF_THE_NETWORK = ("source", "seed", "classes", "filters", "sgd", "learning_rate", "weight_decay", "replacement")
+from reptile_tf.settings import Settings, SettingsError, flag, names
 
 
 def run(settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> None:
@@ -184,7 +181,8 @@ def _of_network_in(
     if config["benchmark"] != benchmark.name:
         raise UserError(f"{folder.path} holds a network for {config['benchmark']}, not for {benchmark.name}")
     trained = config["settings"]
-    wrong = [n for n in OF_THE_NETWORK if n in chosen and getattr(settings, n) != trained.get(n, getattr(settings, n))]
+    fixed = names(fixed=True)
+    wrong = [n for n in fixed if n in chosen and getattr(settings, n) != trained.get(n, getattr(settings, n))]
     if wrong:
         asked = ", ".join(f"{flag(name)} {getattr(settings, name)} (it has {trained[name]})" for name in wrong)
         raise UserError(f"{folder.path} holds another network than asked for: {asked}; leave these flags out")

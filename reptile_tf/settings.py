@@ -8,10 +8,13 @@ import math
 import re
 from typing import Any
 
-# Groups of settings. The first three determine the weights: a run resumes only if all of them are as they were.
+# Groups of settings in --help.
 TASKS, INNER, OUTER = "Tasks", "Inner loop (training)", "Outer step"
 EVALUATION, RUNNING = "Evaluation", "Running"
-DETERMINE_WEIGHTS = (TASKS, INNER, OUTER)
+# What a setting affects. A run resumes only if all that affect its weights are as they were; the workers of a cluster
+# must have alike all but those that affect a host alone.
+WEIGHTS, RESULTS, HOST = "weights", "results", "host"
+_AFFECTS = {TASKS: WEIGHTS, INNER: WEIGHTS, OUTER: WEIGHTS, EVALUATION: RESULTS, RUNNING: RESULTS}  # unless it says so
 
 
 class SettingsError(ValueError):
@@ -23,8 +26,10 @@ MOST_SAMPLES = 10**7
 MOST = {int: 2**63 - 1, float: 3.4e38}  # of float32
 
 
-def _setting(default: Any, group: str, help: str, choices: tuple[str, ...] = (), **bounds: float) -> Any:
-    metadata = {"group": group, "help": help, "choices": choices, "low": None, "high": None} | bounds
+def _setting(default: Any, group: str, help: str, choices: tuple[str, ...] = (), **more: Any) -> Any:
+    """A field: `more` are bounds, what it affects, and whether --pretrained takes it from the checkpoint ("fixed")."""
+    metadata = {"group": group, "affects": _AFFECTS[group], "fixed": False, "help": help, "choices": choices}
+    metadata |= {"low": None, "high": None} | more
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -37,20 +42,22 @@ class Settings:
     """
 
     # fmt: off
-    source: str = _setting("raw", TASKS, "where the images come from", choices=("raw", "tfds", "glyphs"))
-    seed: int = _setting(0, TASKS, "seed of the split, the first weights and the tasks", low=0, high=2**64 - 1)
-    classes: int = _setting(5, TASKS, "ways: classes of a task", low=2)
+    source: str = _setting("raw", TASKS, "where the images come from", choices=("raw", "tfds", "glyphs"), fixed=True)
+    seed: int = _setting(0, TASKS, "seed of the split, the first weights and the tasks", low=0, high=2**64 - 1,
+                         fixed=True)
+    classes: int = _setting(5, TASKS, "ways: classes of a task", low=2, fixed=True)
     shots: int = _setting(5, TASKS, "images of each class to adapt to in evaluation (in training too, unless "
-                                    "--train-shots)", low=1)
+                                    "--train-shots)", low=1, affects=RESULTS)
     train_shots: int = _setting(0, TASKS, "images of each class of a training task (0: as --shots)", low=0)
-    filters: int = _setting(64, TASKS, "channels of each convolution", low=1, high=1024)
+    filters: int = _setting(64, TASKS, "channels of each convolution", low=1, high=1024, fixed=True)
 
     inner_batch: int = _setting(5, INNER, "samples of a minibatch", low=1)
     inner_iters: int = _setting(20, INNER, "optimizer steps on a task, k (1 with Reptile: joint training)", low=1)
-    replacement: bool = _setting(False, INNER, "draw each minibatch by itself instead of dealing out the shuffled task")
-    learning_rate: float = _setting(1e-3, INNER, "of the inner optimizer", low=0)
-    sgd: bool = _setting(False, INNER, "plain SGD as inner optimizer instead of Adam with beta_1 = 0")
-    weight_decay: float = _setting(1.0, INNER, "factor on all weights before every step (1: none)", low=0)
+    replacement: bool = _setting(False, INNER, "draw each minibatch by itself instead of dealing out the shuffled task",
+                                 fixed=True)
+    learning_rate: float = _setting(1e-3, INNER, "of the inner optimizer", low=0, fixed=True)
+    sgd: bool = _setting(False, INNER, "plain SGD as inner optimizer instead of Adam with beta_1 = 0", fixed=True)
+    weight_decay: float = _setting(1.0, INNER, "factor on all weights before every step (1: none)", low=0, fixed=True)
     foml: bool = _setting(False, INNER, "first-order MAML instead of Reptile")
     maml: bool = _setting(False, INNER, "MAML with its second derivatives: the last of the --inner-iters minibatches "
                                         "is the query set, the others are steps of SGD; needs --sgd")
@@ -61,10 +68,10 @@ class Settings:
     in_turn: bool = _setting(False, INNER, "run the tasks of a meta-batch one after another, Adam's state passed on, "
                                            "as the original does; else side by side, the states averaged")
 
-    meta_step: float = _setting(0.1, OUTER, "first step size of the outer step (with --meta-optimizer adam: its "
-                                            "learning rate, 0.001 unless given)", low=0)
-    meta_step_final: float = _setting(0.1, OUTER, "last step size; linear in between (with --meta-optimizer adam: as "
-                                                  "--meta-step unless given)", low=0)
+    meta_step: float = _setting(None, OUTER, "first step size of the outer step (0.1; with --meta-optimizer adam its "
+                                             "learning rate, 0.001)", low=0)
+    meta_step_final: float = _setting(None, OUTER, "last step size; linear in between (0.1; with --meta-optimizer adam "
+                                                   "as --meta-step)", low=0)
     meta_batch: int = _setting(1, OUTER, "tasks per meta-iteration", low=1, high=10_000)
     meta_iters: int = _setting(400_000, OUTER, "meta-iterations", low=1, high=10**9)
     meta_optimizer: str = _setting("sgd", OUTER, "what applies the meta-gradient: sgd is the paper's interpolation",
@@ -79,10 +86,13 @@ class Settings:
                                   low=1)
     eval_tasks: int = _setting(8, EVALUATION, "tasks of each such look", low=1, high=10**6)
 
-    checkpoint: str = _setting("model_checkpoint", RUNNING, "folder of the run: checkpoints, results, pictures")
+    checkpoint: str = _setting("model_checkpoint", RUNNING, "folder of the run: checkpoints, results, pictures",
+                               affects=HOST)
     pretrained: bool = _setting(False, RUNNING, "do not train: evaluate what is in --checkpoint")
-    data_dir: str = _setting("", RUNNING, "folder of the images (default: data/NAME; for tfds, its own default)")
-    skip_bad_images: bool = _setting(False, RUNNING, "leave out files that are no images, instead of stopping at them")
+    data_dir: str = _setting("", RUNNING, "folder of the images (default: data/NAME; for tfds, its own default)",
+                             affects=HOST)
+    skip_bad_images: bool = _setting(False, RUNNING, "leave out files that are no images, instead of stopping at them",
+                                     affects=HOST)
     save_interval: int = _setting(1000, RUNNING, "meta-iterations between checkpoints", low=1)
     mode: str = _setting("auto", RUNNING, "how tasks run side by side: branches of one graph on the cores of a CPU, or "
                                           "stacked in one XLA program; auto: stacked on a GPU, else branches",
@@ -93,6 +103,12 @@ class Settings:
     # fmt: on
 
     def __post_init__(self):
+        # Interpolation goes 0.1 to all of the way to W; as the rate of Adam that would throw phi far off.
+        is_adam = self.meta_optimizer == "adam"
+        first = (0.001 if is_adam else 0.1) if self.meta_step is None else self.meta_step
+        object.__setattr__(self, "meta_step", first)
+        if self.meta_step_final is None:
+            object.__setattr__(self, "meta_step_final", first if is_adam else 0.1)
         for field in dataclasses.fields(self):
             value = _of_type(field.type, getattr(self, field.name), field.name)
             object.__setattr__(self, field.name, value)  # the dataclass is frozen
@@ -175,16 +191,30 @@ class Settings:
             "seed": self.seed,
         }
 
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "Settings":
+        """The paper's setting of a name in `PRESETS`, with changes.
+
+        Raises:
+          SettingsError: there is none, or as for the class itself.
+        """
+        problem = next((problem for problem, presets in PRESETS.items() if name in presets), None)
+        if problem is None:
+            known = ", ".join(preset for presets in PRESETS.values() for preset in presets)
+            raise SettingsError(f"unknown preset {name!r}; there are: {known}")
+        values = DEFAULTS[problem] | PRESETS[problem][name]
+        if changes.get("meta_optimizer") == "adam":  # the preset's steps are for interpolation
+            del values["meta_step"], values["meta_step_final"]
+        return cls(**(values | changes))
+
     def determining_weights(self) -> dict[str, Any]:
         """The settings that a trained network depends on, by name; `shots` only where training uses it."""
-        chosen = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if _determines(f)}
-        del chosen["shots"]
+        chosen = {name: getattr(self, name) for name in names(affects=WEIGHTS)}
         return chosen | {"train_shots": self.images_per_class}
 
     def determining_results(self) -> dict[str, Any]:
-        """The settings that all workers of a run must have alike: all but where a host keeps its files."""
-        kept_apart = ("checkpoint", "data_dir", "skip_bad_images")
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in kept_apart}
+        """The settings that all workers of a run must have alike: all but those of a host."""
+        return {name: getattr(self, name) for name in names() if name not in names(affects=HOST)}
 
     def schedule(self, iteration: int) -> float:
         """The outer step size of a meta-iteration, counted from 0: linear, as eps_i in the original code."""
@@ -206,8 +236,10 @@ def _of_type(wanted: type, value: Any, name: str) -> Any:
     return value
 
 
-def _determines(field: dataclasses.Field) -> bool:
-    return field.metadata["group"] in DETERMINE_WEIGHTS
+def names(**metadata: Any) -> list[str]:
+    """The names of the settings whose metadata have these values, such as `fixed=True`."""
+    fields = dataclasses.fields(Settings)
+    return [f.name for f in fields if all(f.metadata[key] == value for key, value in metadata.items())]
 
 
 def flag(name: str) -> str:

@@ -2,13 +2,14 @@
 
 import os
 import pathlib
+import random
 import subprocess
 import sys
 
 import pytest
 
 from reptile_tf import flags
-from reptile_tf.settings import PRESETS, Settings, SettingsError
+from reptile_tf.settings import DEFAULTS, PRESETS, Settings, SettingsError, names
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -102,6 +103,47 @@ def test_adam_as_outer_optimizer_has_its_own_rate_unless_given():
     assert (settings.meta_step, settings.meta_step_final) == (0.001, 0.001)
     settings = parse("--meta-optimizer=adam", "--meta-step=0.01", "--meta-step-final=0")
     assert (settings.meta_step, settings.meta_step_final) == (0.01, 0)
+
+
+LIKELY = {
+    "seed": [0, 7], "classes": [2, 5, 20], "shots": [1, 5], "train_shots": [0, 10], "filters": [8, 32, 64],
+    "inner_batch": [5, 10], "inner_iters": [1, 8], "replacement": [True, False], "learning_rate": [1e-3, 0.5],
+    "meta_step": [0.1, 1.0], "meta_step_final": [0.0, 0.1], "meta_batch": [1, 5], "meta_iters": [10, 1000],
+    "meta_optimizer": ["sgd", "adam"], "transductive": [True, False], "eval_iters": [0, 50], "mode": ["stacked"],
+    "checkpoint": ["a-b"], "foml": [True, False], "in_turn": [True, False], "device": ["cpu"], "tf32": [True],
+}  # fmt: skip
+
+
+def settings_or_message(make, *arguments, **options):
+    try:
+        return make(*arguments, **options)
+    except (SettingsError, flags.FlagsError) as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("problem", PRESETS)
+def test_library_and_command_line_make_the_same_settings(problem):
+    rng, compared = random.Random(0), 0
+    for _ in range(300):
+        preset = rng.choice(["", *PRESETS[problem]])
+        changes = {name: rng.choice(values) for name, values in LIKELY.items() if rng.random() < 0.3}
+        if preset:
+            ours = settings_or_message(Settings.preset, preset, **changes)
+        else:
+            ours = settings_or_message(Settings, **(DEFAULTS[problem] | changes))
+        line = ["run.py", f"--preset={preset}", *(f"--{name}={str(value).lower()}" for name, value in changes.items())]
+        theirs = settings_or_message(lambda line: flags.parse(line, "What it does.", problem)[0], line)
+        assert ours == theirs, line
+        compared += isinstance(ours, Settings)
+    assert compared > 200
+    with pytest.raises(SettingsError, match="unknown preset 'chess'; there are: omniglot-1shot-5way"):
+        Settings.preset("chess")
+
+
+def test_what_a_setting_affects_is_said_once():
+    assert names(affects="host") == ["checkpoint", "data_dir", "skip_bad_images"]
+    assert {"shots", "transductive", "mode"} <= set(names(affects="results"))
+    assert set(names(fixed=True)) < set(names(affects="weights"))
 
 
 @pytest.mark.parametrize(

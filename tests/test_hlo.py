@@ -11,7 +11,7 @@ from tensorflow.python.eager.polymorphic_function import compiler_ir
 from tensorflow.python.framework import config
 
 from reptile_tf import benchmarks, train
-from reptile_tf.settings import DEFAULTS, PRESETS, Settings
+from reptile_tf.settings import Settings
 
 # Of five layers with weights: forward, the gradient of the weights, and that of the inputs but for the first.
 DOTS = 3 * 5 - 1
@@ -39,7 +39,7 @@ def operations(function, *specs, platform=None):
 @pytest.mark.parametrize("preset", ["omniglot-1shot-5way", "omniglot-1shot-20way", "miniimagenet-1shot-5way"])
 def test_the_stacked_programs_are_no_more_than_they_need_to_be(preset):
     name = preset.split("-")[0]
-    settings = Settings(**(DEFAULTS[name] | PRESETS[name][preset]))
+    settings = Settings.preset(preset)
     benchmark = benchmarks.BENCHMARKS[name]
     model = benchmark.network(settings.classes, settings.filters)
     learner = train.make_learner(model, settings, benchmark.scale, stacked=True)

@@ -10,7 +10,7 @@ import pytest
 
 import reptile_tf
 from reptile_tf import data
-from reptile_tf.settings import PRESETS, Settings
+from reptile_tf.settings import Settings
 
 ROOT = pathlib.Path(__file__).parent.parent
 WEIGHTS = ROOT / "pretrained" / "omniglot-5way"
@@ -37,7 +37,7 @@ def pictures(notebook):
 
 
 def test_the_weights_are_of_the_papers_whole_setting():
-    folder, paper = reptile_tf.RunFolder(WEIGHTS), Settings(**PRESETS["omniglot"]["omniglot-1shot-5way"])
+    folder, paper = reptile_tf.RunFolder(WEIGHTS), Settings.preset("omniglot-1shot-5way")
     assert folder.load().iteration == paper.meta_iters
     assert folder.config()["settings"] == paper.determining_weights()
     assert {name: len(names) for name, names in folder.config()["split"].items()} == {"train": 1200, "test": 423}

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from reptile_tf import benchmarks, feed, tasks, train
 from reptile_tf.data import ImageClasses
-from reptile_tf.settings import DEFAULTS, PRESETS, Settings
+from reptile_tf.settings import Settings
 
 REHEARSAL = os.environ.get("REPTILE_GPU_REHEARSAL") == "1"
 GPUS = len(tf.config.list_physical_devices("GPU"))
@@ -52,10 +52,8 @@ def note(test, **figures):
 def make(preset):
     """Settings, a function that makes a stacked learner, and made-up images."""
     name = preset.split("-")[0]
-    settings = DEFAULTS[name] | PRESETS[name][preset]
-    if REHEARSAL:
-        settings |= {"filters": 2, "meta_batch": 2, "inner_iters": 2}
-    settings, benchmark = Settings(**settings), benchmarks.BENCHMARKS[name]
+    tiny = {"filters": 2, "meta_batch": 2, "inner_iters": 2} if REHEARSAL else {}
+    settings, benchmark = Settings.preset(preset, **tiny), benchmarks.BENCHMARKS[name]
 
     def learner():
         tf.keras.utils.set_random_seed(0)
