@@ -179,7 +179,7 @@ def _run(folder: pathlib.Path, name: str, own: Sequence[str]) -> Run:
         there = {key: value for key, value in found["settings"].items() if key not in ("checkpoint", "data_dir")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"cannot read {results} ({error!r}): delete it, and the run's last part is done anew"
+            f"cannot read {results} ({error!r}): move it away, and the run's last part is done anew"
         ) from error
     wanted = dataclasses.asdict(flags.parse([RUN_OMNIGLOT.name, *own], "", "omniglot")[0])
     other = [key for key, value in there.items() if wanted.get(key) != value]

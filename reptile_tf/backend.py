@@ -1,5 +1,6 @@
-"""Which backend Keras will run on, found out before anything is imported that needs it."""
+"""What must be right before anything is imported that needs it: the platform, and Keras's backend."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -8,7 +9,9 @@ from reptile_tf.errors import UserError
 
 
 def check() -> None:
-    """Raises UserError unless Keras's backend is TensorFlow, as KERAS_BACKEND or Keras's own file says."""
+    """Raises UserError unless this is Linux or macOS, and Keras's backend TensorFlow, by KERAS_BACKEND or its file."""
+    if importlib.util.find_spec("fcntl") is None:
+        raise UserError("this runs on Linux and macOS, and on Windows through WSL, which is Linux")
     file = pathlib.Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "keras.json"
     try:
         configured = json.loads(file.read_text())["backend"]

@@ -3,6 +3,7 @@
 import ctypes
 import glob
 import importlib.util
+import math
 import os
 import pathlib
 from typing import Any, NamedTuple
@@ -29,9 +30,17 @@ class Placement(NamedTuple):
     line: str
 
 
+CPU_QUOTA = pathlib.Path("/sys/fs/cgroup/cpu.max")  # of a container, by cgroup v2: microseconds of so many, or "max"
+
+
 def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many cores this process may use: by its affinity, and by its container's quota, rounded up."""
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = map(int, CPU_QUOTA.read_text().split())
+    except (OSError, ValueError):  # there is none
+        return mine
+    return max(1, min(mine, math.ceil(quota / period)))
 
 
 def gpu_memory() -> int:

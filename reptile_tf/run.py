@@ -8,6 +8,7 @@ import pathlib
 import platform
 import resource
 import subprocess
+import sys
 import time
 from importlib.metadata import version
 from typing import Any
@@ -110,11 +111,12 @@ def _run(
         results |= {part: asked._asdict(), f"{part}, {way}": other._asdict()}
     if not workers.is_chief:
         return
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
     results |= {
         "meta_iterations": checkpoint.iteration,
         "training_seconds": checkpoint.seconds,
         "evaluation_seconds": time.monotonic() - began,
-        "peak_memory_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
         "workers": workers.count,
     } | description
     how = f"{settings.shots}shot{'-transductive' if settings.transductive else ''}"

@@ -116,6 +116,18 @@ def test_what_keeps_tensorflow_from_a_gpu_is_found_out(monkeypatch, files, loads
     assert not device._why_no_gpu()
 
 
+@pytest.mark.parametrize(
+    ("quota", "expected"), [("max 100000", 4), ("150000 100000", 2), ("900000 100000", 4), ("", 4)]
+)
+def test_a_containers_quota_bounds_the_cores(monkeypatch, tmp_path, quota, expected):
+    monkeypatch.setattr(device.os, "sched_getaffinity", lambda _: range(4), raising=False)
+    (tmp_path / "cpu.max").write_text(quota + "\n")
+    monkeypatch.setattr(device, "CPU_QUOTA", tmp_path / "cpu.max")
+    assert device.cores() == expected
+    monkeypatch.setattr(device, "CPU_QUOTA", tmp_path / "none")
+    assert device.cores() == 4
+
+
 def test_every_mode_gives_the_same_numbers_under_determinism():
     """Networks, algorithms and optimizers in pairs; see the script."""
     script = pathlib.Path(__file__).with_name("run_modes.py")

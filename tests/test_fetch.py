@@ -47,7 +47,7 @@ def test_a_second_run_does_nothing(mirror, root, capsys):
 def test_what_is_there_already_but_not_complete_is_left_alone(mirror, root):
     (root / "omniglot" / "images_background").mkdir(parents=True)
     (root / "omniglot" / "images_background" / "mine.png").write_bytes(b"precious")
-    with pytest.raises(archive.FetchError, match="omniglot is there but not complete; delete it and run this again"):
+    with pytest.raises(archive.FetchError, match="omniglot is there but not complete; move it away and run this again"):
         fetch(mirror.as_uri(), root)
     assert unpacked(root / "omniglot") == {"images_background/mine.png": b"precious"}
 

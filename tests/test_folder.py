@@ -72,7 +72,7 @@ def test_a_class_without_images_is_named(photographs):
 def test_an_image_that_cannot_be_read_is_named(photographs, harm):
     file = photographs / "b" / "2.PNG"
     file.write_bytes(harm(file.read_bytes()))
-    with pytest.raises(UserError, match=r"cannot read .*b/2\.PNG as an image .*replace or remove") as caught:
+    with pytest.raises(UserError, match=r"cannot read .*b/2\.PNG as an image .*replace it, or move it away") as caught:
         folder.load(photographs)
     assert "\n" not in str(caught.value)
 

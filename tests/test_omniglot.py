@@ -191,7 +191,7 @@ def test_missing_alphabets_are_named_before_anything_is_decoded(data_dir, monkey
     monkeypatch.setattr(omniglot, "_decode_png", None)
     with pytest.raises(UserError, match=complaint) as caught:
         omniglot.load_raw(data_dir)
-    assert str(caught.value).endswith(f"delete {data_dir} and run: bash fetch_data.sh omniglot, or use --source glyphs")
+    assert str(caught.value).endswith("move this one away and run: bash fetch_data.sh omniglot, or use --source glyphs")
 
 
 @pytest.mark.parametrize("harm", [lambda whole: whole[:80], lambda whole: b"", lambda whole: b"<html>"])
@@ -317,7 +317,7 @@ def test_tensorflow_datasets_gives_the_same_arrays(real, tfds, tmp_path):
 
     (records,) = (tmp_path / "tfds").rglob("omniglot-test.tfrecord*")
     records.write_bytes(records.read_bytes()[:100_000])
-    with pytest.raises(UserError, match=r"cannot read .*3\.0\.0 .*; delete .*3\.0\.0 and try again, or run: bash"):
+    with pytest.raises(UserError, match=r"cannot read .*3\.0\.0 .*; move .*3\.0\.0 away and try again, or run: bash"):
         omniglot.load_tfds(tmp_path / "tfds")
 
 

@@ -235,7 +235,7 @@ def fetch_omniglot(base: str, root: pathlib.Path, patience: float, parts: Mappin
         if os.path.lexists(target):
             if not all(_digest_of_folder(target, part) == digest for part, digest in parts.items()):
                 raise FetchError(
-                    f"{target} is there but not complete; delete it and run this again to get it from {base}"
+                    f"{target} is there but not complete; move it away and run this again to get it from {base}"
                 )
             print(f"{target} is complete, nothing to do", flush=True)
             return

@@ -63,7 +63,7 @@ def scan(path: str | os.PathLike) -> dict[str, list[os.DirEntry]]:
     for folder in folders:
         classes[folder.name] = [e for e in visible(folder) if e.name.lower().endswith(SUFFIXES) and e.is_file()]
         if not classes[folder.name]:
-            raise UserError(f"no PNG or JPEG images in {folder.path}; put some there or remove it")
+            raise UserError(f"no PNG or JPEG images in {folder.path}; put some there, or move it away")
     return classes
 
 
@@ -118,4 +118,4 @@ def _read(file: os.DirEntry, size: int, channels: int) -> np.ndarray:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all of Pillow's ways to say it
         if isinstance(error, OSError) and error.errno:  # the machine's, which says nothing of the image
             raise UnreadableError(f"cannot read {file.path}: {error.strerror}; put that right") from error
-        raise UserError(f"cannot read {file.path} as an image ({error}); replace or remove it") from error
+        raise UserError(f"cannot read {file.path} as an image ({error}); replace it, or move it away") from error

@@ -61,8 +61,8 @@ def fetch_miniimagenet(
     """
     target, building = root / "miniimagenet", root / ".miniimagenet.building"
     if os.path.lexists(target):
-        image_files.check(target, f"put that right, or delete {target} and run this again")
-        print(f"{target} is there already, nothing to do; delete it to build it anew", flush=True)
+        image_files.check(target, f"put that right, or move {target} away and run this again")
+        print(f"{target} is there already, nothing to do; move it away to build it anew", flush=True)
         return
     variable, source = _chosen(environment, building)
     downloads = root / ".download"
@@ -93,7 +93,7 @@ def _chosen(environment: Mapping[str, str], building: pathlib.Path) -> tuple[str
         raise FetchError(f"{variable}: {path} cannot be read; allow that (chmod) or set it to another {kind}")
     path = path.resolve()
     if building.resolve() in (path, *path.parents):
-        raise FetchError(f"{variable}: {path} lies in a folder that this script clears; move it elsewhere")
+        raise FetchError(f"{variable}: {path} lies in a folder that this script clears; move it away")
     return variable, path
 
 
@@ -193,7 +193,7 @@ def _from_folder(folder: pathlib.Path, images: list[Image]) -> _Source:
 
 def _from_miniimagenet(folder: pathlib.Path) -> _Source:
     images = image_files.images_below(folder, "put that right, or set MINIIMAGENET_DIR to another folder")
-    way_out = "replace it or remove it, then run this again"
+    way_out = "replace it or move it away, then run this again"
     return images, lambda image: image_files.read(folder / image.path, True, way_out)
 
 

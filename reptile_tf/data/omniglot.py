@@ -107,7 +107,7 @@ def load_raw(data_dir: str | os.PathLike, size: int = 28) -> ImageClasses:
         key = cache.fingerprint(data_dir, entries, f"omniglot {size}")
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}; put that right, or {_WAY_OUT}") from error
-    way_out = f"delete {data_dir} and {_WAY_OUT}"
+    way_out = f"name the folder that has all of Omniglot by --data-dir, or move this one away and {_WAY_OUT}"
     return _prepared(data_dir, key, size, lambda: parts, str(data_dir), way_out)
 
 
@@ -141,7 +141,7 @@ def load_tfds(data_dir: str | os.PathLike | None = None, size: int = 28) -> Imag
         raise UserError(f"TensorFlow Datasets cannot prepare Omniglot ({_first_line(error)}); {_WAY_OUT}") from error
 
     folder = pathlib.Path(builder.data_dir)
-    way_out = f"delete {folder} and try again, or {_WAY_OUT}"
+    way_out = f"move {folder} away and try again, or {_WAY_OUT}"
     # The store lies in the same folder and must not be part of its own key.
     files = [entry for entry in visible(folder) if not entry.name.startswith(_STORE)]
     key = cache.fingerprint(folder, files, f"omniglot {size}")
