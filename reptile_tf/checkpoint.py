@@ -144,6 +144,10 @@ class RunFolder:
             raise UserError(f"cannot use {self.path} as --checkpoint: {error.strerror}") from error
         if not os.access(self.path, os.W_OK):
             raise UserError(f"cannot use {self.path} as --checkpoint: it cannot be written to")
+        if self._config_path.name in found and set(found) <= {self._config_path.name, "events"}:
+            with contextlib.suppress(UserError):  # of a file that is not ours
+                self.config()
+                return False  # a run that ended before it saved anything: the folder is free for another
         if self._config_path.name in found or self.iterations():
             return True
         if found:

@@ -49,7 +49,7 @@ def config(addresses=TWO, kind="worker", index=0, **more):
     ],
 )
 def test_a_mistake_in_tf_config_gets_one_line(monkeypatch, tmp_path, capsys, text, message):
-    monkeypatch.setattr(device, "configure", lambda *_: (False, "device: as the tests have it"))
+    monkeypatch.setattr(device, "configure", lambda *_: device.Placement(False, {}, "device: none"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TF_CONFIG", text)
     assert cli.main(["run_omniglot.py", "--source=glyphs"], "What it does.", "omniglot") == 1

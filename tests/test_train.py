@@ -292,6 +292,19 @@ def test_a_folder_with_other_settings_is_refused_with_the_differences(tmp_path):
     assert (folder.path / "config.json").read_bytes() == before
 
 
+def test_a_folder_in_which_nothing_was_saved_is_free_for_other_settings(tmp_path):
+    """As after a run that diverged at once."""
+    folder = RunFolder(tmp_path / "run")
+    claim(folder, CONFIG, saved=False)
+    (folder.path / "events").mkdir()
+    claim(folder, CONFIG | {"settings": {"classes": 20}}, saved=False)
+    assert folder.config()["settings"] == {"classes": 20}
+    (folder.path / "config.json").write_text('{"mine": 1}')  # no run's
+    with pytest.raises(UserError, match="no run in .*cannot read config.json"):
+        claim(folder, CONFIG)
+    assert (folder.path / "config.json").read_text() == '{"mine": 1}'
+
+
 def test_settings_that_are_newer_than_a_run_had_their_defaults(tmp_path):
     folder = RunFolder(tmp_path / "run")
     claim(folder, CONFIG)

@@ -19,7 +19,7 @@ TINY = [
 def trained(folder: pathlib.Path) -> pathlib.Path:
     """The folder of a finished run of TINY."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(device, "configure", lambda *_: (False, "device: as the tests have it"))
+        patch.setattr(device, "configure", lambda *_: device.Placement(False, {}, "device: none"))
         assert cli.main(["run_omniglot.py", *TINY, f"--checkpoint={folder}"], "", "omniglot") == 0
     return folder
 
