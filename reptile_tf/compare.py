@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -120,6 +121,8 @@ def _compare(network: "Network", seed: int, is_last: bool) -> list[str] | None:
     if _agree(ours[0], plain, rounding) and _agree(ours[1], elsewhere, rounding):
         operations = _operations(network, weights, x) if network.stacked else []
         _check_for_xla(model, operations)
+        if network.stacked:
+            _check_that_xla_compiles(network, every, rows)
         return sorted({layer for kind, _, layer in operations if kind in kinds} or kinds)
     if not is_last:
         return None
@@ -159,6 +162,25 @@ def not_differentiable_twice(network: "Network") -> list[str]:
 
 def _operations(network: "Network", weights: tf.Tensor, x: np.ndarray) -> list[Operation]:
     return operations_of(network.model, lambda *given: network.call(*given, None)[0], weights, tf.constant(x))
+
+
+def _check_that_xla_compiles(
+    network: "Network", function: Callable[..., Results], rows: list[tuple[tf.Tensor, ...]]
+) -> None:
+    stacks = [tf.stack(parts) for parts in zip(*rows, strict=True)]
+    compiled = tf.function(lambda *stacks: network.each(function, *stacks), jit_compile=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of device_name; without it TensorFlow draws a random number to find one
+            compiled.experimental_get_compiler_ir(*stacks)(stage="hlo", device_name=stacks[0].device)
+    except (ValueError, tf.errors.OpError) as error:
+        raise ModelError(not_compiled(error)) from error
+
+
+def not_compiled(error: Exception) -> str:
+    """One line of XLA's error."""
+    found = re.search(r"on XLA_\w+: (\w+)", str(error))
+    return f"XLA does not compile this network ({found[1] if found else in_one_line(error)}): leave out stacked=True"
 
 
 def _check_seeds(network: "Network", weights: tf.Tensor, x: np.ndarray, seeds: list[tf.Tensor]) -> None:

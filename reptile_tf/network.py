@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -244,9 +243,7 @@ class Network:
         except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
             if not self.stacked:
                 raise
-            found = re.search(r"on XLA_\w+: (\w+)", str(error))
-            what = found[1] if found else examine.in_one_line(error)
-            raise ValueError(f"XLA does not compile this network ({what}): leave out stacked=True") from error
+            raise ValueError(compare.not_compiled(error)) from error
 
     def scaled(self, x: tf.Tensor) -> tf.Tensor:
         """Inputs as the model takes them."""
