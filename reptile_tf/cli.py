@@ -4,7 +4,7 @@ import io
 import os
 import sys
 
-from reptile_tf import backend, flags
+from reptile_tf import backend, flags, launch
 from reptile_tf.errors import UserError
 from reptile_tf.settings import WITH_ONEDNN
 
@@ -31,6 +31,7 @@ def main(argv: list[str], doc: str, benchmark: str) -> int:
     if benchmark in WITH_ONEDNN:
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # start-up messages; what goes wrong is raised too
+    launch.end_with_launcher()
     try:
         backend.check()
         from reptile_tf import run

@@ -168,7 +168,7 @@ def join(where: Place) -> Cluster:
         progress.hush()
     place.meet(where)
     # One process per GPU: the strategy would make a replica of each that it sees, and count tasks so often.
-    tf.config.set_visible_devices(tf.config.list_physical_devices("GPU")[:1], "GPU")
+    tf.config.set_visible_devices(tf.config.get_visible_devices("GPU")[:1], "GPU")
     # All are there, so this takes a second. But one may die in it, and TensorFlow would wait for an hour, its lock on
     # Python held: only another process and C code can end that, and say so.
     lost = f"{where.name(where.index)}: another worker ended while all joined: this one stops too; start all again"

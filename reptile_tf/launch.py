@@ -53,6 +53,23 @@ class Output:
             print(f"{self._clear}launch: {text}", file=sys.stderr, flush=True)
 
 
+LAUNCHER = "REPTILE_LAUNCHER"  # the environment variable that has the launcher's process id
+
+
+def end_with_launcher() -> None:
+    """Makes this process, if a launcher started it, stop as by SIGTERM once that is gone, even by SIGKILL."""
+    launcher = os.environ.get(LAUNCHER, "")
+    if not launcher.isdecimal() or os.getppid() != int(launcher):  # of a launcher further up
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(launcher):
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 class Workers:
     """The processes of one start.
 
@@ -72,7 +89,7 @@ class Workers:
         try:
             for index in range(count):
                 task = {"cluster": {"worker": self.addresses}, "task": {"type": "worker", "index": index}}
-                environment = os.environ | {"TF_CONFIG": json.dumps(task)}
+                environment = os.environ | {"TF_CONFIG": json.dumps(task), LAUNCHER: str(os.getpid())}
                 if gpus:
                     environment["CUDA_VISIBLE_DEVICES"] = gpus[index]
                 if cores:

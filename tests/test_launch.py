@@ -61,6 +61,27 @@ def worker(launcher, index):
     return next(int(pid) for pid in children if of_index in pathlib.Path(f"/proc/{pid}/environ").read_text())
 
 
+def gone(pid):
+    """Whether a process has ended; as an orphan nobody may have asked for its code yet."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_workers_end_when_their_launcher_is_killed(tmp_path):
+    launcher = launched(2, tmp_path / "run", "--meta-iters=1000000")
+    wait_for_checkpoint(launcher, tmp_path / "run")
+    workers = [worker(launcher, index) for index in (0, 1)]
+    launcher.kill()
+    deadline = time.monotonic() + 100
+    while not all(map(gone, workers)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    launcher.communicate()
+    assert RunFolder(tmp_path / "run").load().iteration < 1000000
+
+
 def test_a_killed_worker_is_named_and_a_restart_ends_with_the_same_weights(whole, tmp_path):
     folder = tmp_path / "run"
     launcher = launched(2, folder, restarts=1)

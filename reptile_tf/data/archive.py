@@ -246,9 +246,15 @@ def fetch_omniglot(base: str, root: pathlib.Path, patience: float, parts: Mappin
         print(f"unpacking into {target}", flush=True)
         for part, path in archives.items():
             unpack(path, part, building)
-        os.rename(building, target)
+        put_in_place(building, target)
         for path in archives.values():
             path.unlink()
+
+
+def put_in_place(building: pathlib.Path, target: pathlib.Path) -> None:
+    """Renames a finished folder; all in it is on the disk before, so that no power cut leaves `target` in part."""
+    os.sync()
+    os.rename(building, target)
 
 
 def obtain(url: str, path: pathlib.Path, check: Callable[[pathlib.Path], _T], patience: float) -> _T:

@@ -226,7 +226,7 @@ def _build(
 
     in_parallel("images", write, [image for image in images if image.path not in there], len(there))
     image_files.check(folder, "deleted it, run this again", delete=True)
-    os.rename(folder, target)
+    archive.put_in_place(folder, target)
     shutil.rmtree(building)
     print(f"{target} is complete", flush=True)
 
