@@ -52,7 +52,7 @@ class Run(NamedTuple):
         return Accuracy(**self.results["test"])
 
     def curve(self, points: int = 10) -> Iterable[tuple[float, Accuracy]]:
-        """Held-out accuracy while training: meta-iteration and accuracy, looks taken together to about `points`."""
+        """Validation accuracy while training: about `points` pairs of meta-iteration and mean accuracy."""
         return plots.curve(self.history, points)
 
 
@@ -192,8 +192,8 @@ def curve_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Rows for a CSV: the learning curves on held-out characters, and the final accuracies."""
     rows = []
     for run in runs:
-        looks = [("look", at, accuracy) for at, accuracy in run.curve()]
-        for kind, at, accuracy in [*looks, ("final", run.results["meta_iterations"], run.final)]:
+        validations = [("validation", at, accuracy) for at, accuracy in run.curve()]
+        for kind, at, accuracy in [*validations, ("final", run.results["meta_iterations"], run.final)]:
             rows.append({"run": run.name, "kind": kind, "meta_iterations": round(at)} | percent(accuracy))
     return rows
 

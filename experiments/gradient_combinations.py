@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from reptile_tf import plots
 
-# The commands behind the paper's figure, but for the length and the looks at held-out characters.
+# The commands behind the paper's figure, but for the length and the validation on held-out characters.
 FLAGS = (
     "--classes 5 --shots 5 --sgd --inner-batch 25 --learning-rate 0.003 --meta-step-final 0 --meta-batch 1 "
     "--eval-batch 25 --eval-iters 5 --meta-iters 4000 --eval-interval 100 --eval-tasks 20 --eval-samples 1000"

@@ -97,14 +97,14 @@ class Test:
         return ((self.fits() - self.waves[:, np.newaxis]) ** 2).mean((2, 3))
 
 
-def train(learner: rt.MetaLearner, seed: int, meta_iters: int, steps: int, what: str, look=None) -> float:
-    """Meta-trains in place and returns the seconds; `look()` is called every 1,000 meta-iterations."""
+def train(learner: rt.MetaLearner, seed: int, meta_iters: int, steps: int, what: str, redraw=None) -> float:
+    """Meta-trains in place and returns the seconds; `redraw()` is called every 1,000 meta-iterations."""
     began = time.monotonic()
     with Progress(what, meta_iters) as progress:
         for i in range(meta_iters):
             learner.step(training_task(seed, i, steps), META_STEP * (1 - i / meta_iters))
-            if look and (i + 1) % 1000 == 0:
-                look()
+            if redraw and (i + 1) % 1000 == 0:
+                redraw()
             progress.advance(1)
     return time.monotonic() - began
 
@@ -143,11 +143,11 @@ def run(arguments: argparse.Namespace) -> None:
     for name, steps in (("Reptile", 5), ("joint training (k = 1)", 1), ("untrained", 0)):
         learner = make_learner(arguments.seed)
         test = Test(learner, arguments.seed, arguments.tasks)
-        look = None
+        redraw = None
         if steps > 1 and arguments.watch:
             say(f"{picture} is drawn anew every 1,000 meta-iterations: open it in a viewer that reloads")
-            look = lambda test=test, name=name: draw(picture, {name: test}, {})  # noqa: E731
-        seconds = train(learner, arguments.seed, arguments.meta_iters, steps, name, look) if steps else 0.0
+            redraw = lambda test=test, name=name: draw(picture, {name: test}, {})  # noqa: E731
+        seconds = train(learner, arguments.seed, arguments.meta_iters, steps, name, redraw) if steps else 0.0
         errors[name], tests[name] = test.errors(), test
         said = []
         for at, of_waves in zip(STEPS, errors[name].T, strict=True):

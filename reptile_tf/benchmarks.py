@@ -22,7 +22,7 @@ class Benchmark:
       load: from settings to all images, and what to call them in results.
       split: from all images and a seed to the sets of classes, "train" and "test" among them.
       for_training: what is made of the training classes before tasks are drawn from them.
-      held_out: the set of classes to look at while training.
+      held_out: the set of classes to validate on while training.
       scale: of its images (`ImageClasses.scale`).
     """
 

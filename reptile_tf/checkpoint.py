@@ -35,7 +35,7 @@ class Checkpoint(NamedTuple):
       iteration: meta-iterations done; the sampling state, too, since tasks are numbered by it.
       seconds: spent training so far.
       state: the learner's (`MetaLearner.state`).
-      history: float64 [task, 3], the looks at held-out classes so far: meta-iteration, seconds of training, accuracy.
+      history: float64 [task, 3], the validations so far: meta-iteration, seconds of training, accuracy.
     """
 
     iteration: int
@@ -185,7 +185,7 @@ class RunFolder:
         found = next(self._whole(damaged), None)
         if found:
             for each in damaged:
-                say(f"warning: cannot read {each}; meta-iteration {found[0].iteration} is gone back to")
+                say(f"warning: cannot read {each}; falling back to that of meta-iteration {found[0].iteration}")
             return found[0]
         if damaged:
             raise UserError(

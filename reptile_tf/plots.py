@@ -15,19 +15,19 @@ BLUE, ORANGE, SKY, GREEN, GREY = "#0072B2", "#D55E00", "#56B4E9", "#009E73", "#7
 
 
 def curve(history: np.ndarray, points: int) -> list[tuple[float, Accuracy]]:
-    """Takes the looks at held-out classes together to at most so many points: mean meta-iteration and accuracy of each.
+    """Averages the validations over at most so many points: mean meta-iteration and accuracy of each.
 
     Args:
       history: float64 [task, 3], see `checkpoint.Checkpoint`.
       points: how many.
     """
-    looks = np.unique(history[:, 0])
-    groups = np.array_split(looks, min(points, len(looks)))
+    validations = np.unique(history[:, 0])
+    groups = np.array_split(validations, min(points, len(validations)))
     return [(group.mean(), Accuracy.of(history[np.isin(history[:, 0], group), 2])) for group in groups]
 
 
 def learning_curve(path: pathlib.Path, history: np.ndarray, what: str) -> None:
-    """Draws held-out accuracy against meta-iterations, each point the mean of several looks with its 95 % interval.
+    """Draws validation accuracy against meta-iterations, each point a mean of several with its 95 % interval.
 
     Args:
       path: of the PNG.
@@ -39,9 +39,9 @@ def learning_curve(path: pathlib.Path, history: np.ndarray, what: str) -> None:
     # A data set may be named after its folder: not every letter is in the font, and dollar signs mean no formula.
     what = what.encode("ascii", "backslashreplace").decode()
     axes.set_title(f"{what}, mean and 95 % interval", parse_math=False)
-    looks = len(np.unique(history[:, 0]))
+    validations = len(np.unique(history[:, 0]))
     # Few enough points for the intervals to be narrow, many enough for a curve.
-    points = curve(history, np.clip(looks // 5, min(10, looks), 40))
+    points = curve(history, np.clip(validations // 5, min(10, validations), 40))
     at = np.array([at for at, _ in points])
     mean, ci95 = (100 * np.array([getattr(accuracy, name) for _, accuracy in points]) for name in ("accuracy", "ci95"))
     axes.fill_between(at, np.maximum(mean - ci95, 0), np.minimum(mean + ci95, 100), color=BLUE, alpha=0.2, linewidth=0)

@@ -82,9 +82,9 @@ class Settings:
     eval_iters: int = _setting(50, EVALUATION, "optimizer steps on a task in evaluation", low=0)
     eval_samples: int = _setting(10_000, EVALUATION, "tasks of the final evaluation, for each set of classes", low=2,
                                 high=10**6)
-    eval_interval: int = _setting(100, EVALUATION, "meta-iterations between looks at held-out classes while training",
+    eval_interval: int = _setting(100, EVALUATION, "meta-iterations between validations on held-out classes",
                                   low=1)
-    eval_tasks: int = _setting(8, EVALUATION, "tasks of each such look", low=1, high=10**6)
+    eval_tasks: int = _setting(8, EVALUATION, "tasks of each validation", low=1, high=10**6)
 
     checkpoint: str = _setting("model_checkpoint", RUNNING, "folder of the run: checkpoints, results, pictures",
                                affects=HOST)

@@ -1,4 +1,4 @@
-"""The training loop: schedule, looks at held-out classes, checkpoints, resume."""
+"""The training loop: schedule, validation, checkpoints, resume."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ from reptile_tf.progress import Progress, say
 from reptile_tf.settings import Settings
 from reptile_tf.state import NotFiniteError
 
-# The running accuracy is that of so many tasks of the latest looks.
+# The running accuracy is that of so many tasks of the latest validations.
 RUNNING_TASKS = 100
 _NOT_FINITE = "numbers are not finite at meta-iteration"
 
@@ -52,7 +52,7 @@ def meta_train(
       model: a built Keras model from images to one logit per way; it receives the result.
       classes: what training tasks are drawn from.
       settings: the paper's hyperparameters.
-      held_out: classes to look at while training; without them there is no learning curve.
+      held_out: classes to validate on; without them there is no learning curve.
       folder: where checkpoints go and come from; without it nothing is written. Only the chief of a cluster uses it.
         It is locked meanwhile, and refused if it holds a run with other settings or classes.
       stacked: see `MetaLearner`.
@@ -170,12 +170,12 @@ def _train(
     first, count = learner.share
     mine = settings.training_arguments() | {"first": first, "count": max(count, 1)}
     began = time.monotonic() - checkpoint.seconds
-    look = None
+    validate = None
     if held_out is not None:
         tasks.check_enough(held_out, settings.classes, settings.shots + 1, "evaluation")
         evaluator = Evaluator(learner, at_most=-(-settings.eval_tasks // cluster.count))
 
-        def look(iteration: int) -> np.ndarray:
+        def validate(iteration: int) -> np.ndarray:
             accuracies = accuracy_by_task(
                 learner,
                 held_out,
@@ -200,18 +200,18 @@ def _train(
     def draw(iteration: int) -> tasks.Tasks:
         return tasks.training_tasks(drawable, iteration=iteration, **mine)
 
-    looks = settings.eval_interval if look else settings.meta_iters
+    every = settings.eval_interval if validate else settings.meta_iters
     alone = [1] if cluster.count > 1 else []  # the exchange is between compiled calls
     note = ""
     with (
         _signals(cluster) as caught,
         _events(folder) as events,
-        feed.Feed(draw, done, settings.meta_iters, looks, settings.save_interval, *alone) as fed,
+        feed.Feed(draw, done, settings.meta_iters, every, settings.save_interval, *alone) as fed,
         Progress("meta-iteration", settings.meta_iters, done) as progress,
     ):
         while done < settings.meta_iters and not cluster.stopping:
             # A call ends where there is something to do.
-            ends = (settings.meta_iters - done, *(every - done % every for every in (looks, settings.save_interval)))
+            ends = (settings.meta_iters - done, *(n - done % n for n in (every, settings.save_interval)))
             batches = fed.take(min(ends))
             rates = [settings.schedule(done + i) for i in range(len(batches))]
             called = time.monotonic()
@@ -223,8 +223,8 @@ def _train(
                 raise UserError(message) from error
             fed.took(len(batches), time.monotonic() - called)
             done += len(batches)
-            if look and (done % settings.eval_interval == 0 or done == settings.meta_iters):
-                accuracies = look(done)
+            if validate and (done % settings.eval_interval == 0 or done == settings.meta_iters):
+                accuracies = validate(done)
                 history += [(done, time.monotonic() - began, accuracy) for accuracy in accuracies]
                 running = Accuracy.of(np.array(history[-RUNNING_TASKS:])[:, 2])
                 note = f"held-out accuracy {running}"

@@ -40,7 +40,7 @@ def test_an_experiment_at_a_tiny_size(name, only, tmp_path):
     assert done.returncode == 0, done.stderr
     found = rows(tmp_path / f"{name}.csv")
     assert [row["run"] for row in found if row["kind"] == "final"] == only
-    assert {row["meta_iterations"] for row in found if row["kind"] == "look"} == {"2", "4"}
+    assert {row["meta_iterations"] for row in found if row["kind"] == "validation"} == {"2", "4"}
     assert all(0 <= float(row["accuracy_percent"]) <= 100 for row in found)
     assert (tmp_path / f"{name}.png").stat().st_size > 10_000
 

@@ -107,7 +107,7 @@ def test_a_run_is_the_same_whatever_a_call_takes(small_model, glyphs, monkeypatc
     monkeypatch.setattr(MetaLearner, "steps", counting)
     learner = run(small_model(), glyphs)
     assert_same(learner.state(), expected)
-    # It stops to look at 6 and 12, and to save at 4 and 8; the rate is known after the second call.
+    # It stops to validate at 6 and 12, and to save at 4 and 8; the rate is known after the second call.
     assert calls == ([1] * 12 if seconds < 1 else [1, 1, 2, 2, 2, 4])
     assert learner._meta_iterations.experimental_get_tracing_count() == 1
 

@@ -200,7 +200,7 @@ def test_first_order_maml_gets_the_query_images_of_the_settings(small_model, gly
 
 
 def test_no_two_tasks_of_a_run_are_drawn_alike(small_model, glyphs, rehearsed, monkeypatch):
-    """Of training, of its looks, of the final evaluation."""
+    """Of training, of its validations, of the final evaluation."""
     drawn, generator = [], tasks.generator
 
     def noted(*numbers):

@@ -78,6 +78,6 @@ def test_a_long_run_takes_no_more_with_time(tmp_path, record_property):
     assert abs(slower) < 0.05 or META_ITERS < 30_000  # it takes a long run, and a quiet machine, to tell 5 % from noise
     assert folder.iterations()[-1] == META_ITERS
     assert len(folder.iterations()) == KEEP
-    looks = META_ITERS // 100
-    # For each look TensorBoard's events, and two rows of 24 bytes in each checkpoint.
-    assert max(sizes) < min(sizes) + looks * (400 + KEEP * 2 * 24) + 20_000
+    validations = META_ITERS // 100
+    # For each validation TensorBoard's events, and two rows of 24 bytes in each checkpoint.
+    assert max(sizes) < min(sizes) + validations * (400 + KEEP * 2 * 24) + 20_000
