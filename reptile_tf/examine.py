@@ -26,7 +26,7 @@ class ModelError(ValueError):
 
 
 class Facts(NamedTuple):
-    """What a random batch told of a model.
+    """What a call on a random batch showed about a model.
 
     Attributes:
       input_shape: of one input; None for an axis of any length.

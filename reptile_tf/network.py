@@ -51,7 +51,7 @@ class Network:
       stacked: vectorize over the tasks of a stack, to be compiled by XLA; else stacks have one task.
 
     Attributes:
-      facts: what a random batch told of the model.
+      facts: what a call on a random batch showed about the model.
       trainable: its trainable variables.
       size: how many weights they have.
       dtype: theirs.

@@ -1,6 +1,6 @@
 """A process's place in a cluster: TF_CONFIG read and checked, and the other workers met.
 
-TensorFlow aborts the process or waits without end where this gives one line.
+TensorFlow aborts the process or waits indefinitely where this gives one line.
 """
 
 import json

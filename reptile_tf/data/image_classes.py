@@ -78,16 +78,16 @@ class ImageClasses:
             self, starts=self.starts[indices], counts=self.counts[indices], names=names, turns=turns
         )
 
-    def split(self, first: int, seed: int) -> tuple["ImageClasses", "ImageClasses"]:
-        """Shuffles the classes by `seed` and parts them: `first` of them, and the rest.
+    def split(self, n_train: int, seed: int) -> tuple["ImageClasses", "ImageClasses"]:
+        """Shuffles the classes by `seed` and splits them: `n_train` of them, and the rest.
 
         Raises:
-          ValueError: there are not more than `first` classes.
+          ValueError: there are not more than `n_train` classes.
         """
-        if not 0 < first < len(self):
-            raise ValueError(f"cannot take {first} of {len(self)} classes and leave some")
+        if not 0 < n_train < len(self):
+            raise ValueError(f"cannot take {n_train} of {len(self)} classes and leave some")
         order = np.random.Generator(np.random.Philox(seed)).permutation(len(self))
-        return self.subset(order[:first]), self.subset(order[first:])
+        return self.subset(order[:n_train]), self.subset(order[n_train:])
 
     def with_rotations(self) -> "ImageClasses":
         """Adds every class turned by 90, 180 and 270 degrees as classes of their own (paper, section 6.1).
