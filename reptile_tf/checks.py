@@ -1,4 +1,4 @@
-"""What is checked of tasks and optimizers, once, where they come in."""
+"""What is checked of tasks, optimizers and models, once, where they come in."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from reptile_tf.errors import UserError
 from reptile_tf.examine import in_one_line
 from reptile_tf.network import Network, cross_entropy
 from reptile_tf.tasks import Tasks
@@ -130,3 +131,18 @@ def labels(y: np.ndarray, ways: int) -> np.ndarray:
             f"{int(y.min())} to {int(y.max())}"
         )
     return y if y.dtype == np.int32 else y.astype(np.int32)
+
+
+def fit(model: keras.Model, image: tuple[int, ...], way: int) -> None:
+    """Raises UserError unless the model takes such images and gives one logit for each of so many ways."""
+    # Keras lets other sizes pass that come out the same behind the convolutions. A subclassed model says no shape.
+    wanted = getattr(model, "input_shape", (None, *image))[1:]
+    if len(wanted) != len(image) or any(ours not in (None, theirs) for ours, theirs in zip(wanted, image, strict=True)):
+        raise UserError(f"the model does not take images of {image}: it is made for {wanted}")
+    try:
+        # Only a call minds the number of channels, and serves models of any kind.
+        outputs = tuple(model(tf.zeros((1, *image))).shape[1:])
+    except (ValueError, tf.errors.InvalidArgumentError) as error:
+        raise UserError(f"the model does not take images of {image}: {str(error).splitlines()[0]}") from error
+    if outputs != (way,):
+        raise UserError(f"the model gives outputs of {outputs} for an image, but {way} ways need ({way},)")

@@ -49,11 +49,11 @@ def main(argv: list[str], doc: str, benchmark: str) -> int:
         print(f"{program}: {error}", file=sys.stderr)
         return 1
     except Interrupted as interrupted:
-        number, done = interrupted.args
         say(
-            f"stopped after {done} meta-iterations, saved in {settings.checkpoint}; the same command goes on from there"
+            f"stopped after {interrupted.done} meta-iterations, saved in {settings.checkpoint}; "
+            "the same command goes on from there"
         )
-        return 128 + number
+        return 128 + interrupted.signal
     except KeyboardInterrupt:
         say(f"stopped; the same command goes on from the newest checkpoint in {settings.checkpoint}, if there is one")
         return 130

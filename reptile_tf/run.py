@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from reptile_tf import cluster, device, files, place, plots, tasks, train
+from reptile_tf import checks, cluster, device, files, place, plots, tasks, train
 from reptile_tf.benchmarks import BENCHMARKS, Benchmark, Sets
 from reptile_tf.checkpoint import Checkpoint, RunFolder
 from reptile_tf.data import ImageClasses
@@ -86,7 +86,7 @@ def _run(
         _check_enough(sets, settings)  # before a network of so many ways is made
         keras.utils.set_random_seed(settings.seed % 2**32)
         model = benchmark.network(settings.classes, settings.filters)
-        train.check_fit(model, images.images.shape[1:], settings.classes)
+        checks.fit(model, images.images.shape[1:], settings.classes)
         if workers.is_chief:
             split = {part: list(classes.names) for part, classes in sets.items()}
             config = {"benchmark": benchmark.name, "settings": settings.determining_weights(), "split": split}

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from reptile_tf import feed, tasks
+from reptile_tf import checks, feed, tasks
 from reptile_tf.checkpoint import Checkpoint, RunFolder
 from reptile_tf.cluster import ALONE, Cluster
 from reptile_tf.data.image_classes import ImageClasses
@@ -30,10 +30,17 @@ _NOT_FINITE = "numbers are not finite at meta-iteration"
 
 
 class Interrupted(Exception):
-    """A signal ended training; `args` are the signal's number and the meta-iterations done.
+    """A signal ended training; what was done is in the folder, if there is one, and in the model.
 
-    They are in the folder, if there is one, and in the model.
+    Attributes:
+      signal: its number.
+      done: the meta-iterations done.
     """
+
+    def __init__(self, signal: int, done: int):
+        super().__init__(f"signal {signal} after {done} meta-iterations")
+        self.signal = signal
+        self.done = done
 
 
 def meta_train(
@@ -69,7 +76,7 @@ def meta_train(
     learner, checkpoint = make_learner(model, settings, classes.scale, stacked, cluster), None
     folder = folder if cluster.is_chief else None
     tasks.check_enough(classes, settings.classes, settings.images_per_class, "training")
-    check_fit(model, classes.images.shape[1:], settings.classes)
+    checks.fit(model, classes.images.shape[1:], settings.classes)
     for part in filter(None, (classes, held_out)):
         if same := part.without_variety():
             say(f"warning: all images of a class are the same in {len(same)} of {len(part)}, such as {same[0]}")
@@ -97,21 +104,6 @@ def _library_config(settings: Settings, classes: ImageClasses, held_out: ImageCl
     """What a folder is claimed with unless a command has done so: with other settings or classes it is refused."""
     split = {"train": list(classes.names)} | ({"held out": list(held_out.names)} if held_out is not None else {})
     return {"benchmark": "library", "settings": settings.determining_weights(), "split": split}
-
-
-def check_fit(model: keras.Model, image: tuple[int, ...], way: int) -> None:
-    """Raises UserError unless the model takes such images and gives one logit for each of so many ways."""
-    # Keras lets other sizes pass that come out the same behind the convolutions. A subclassed model says no shape.
-    wanted = getattr(model, "input_shape", (None, *image))[1:]
-    if len(wanted) != len(image) or any(ours not in (None, theirs) for ours, theirs in zip(wanted, image, strict=True)):
-        raise UserError(f"the model does not take images of {image}: it is made for {wanted}")
-    try:
-        # Only a call minds the number of channels, and serves models of any kind.
-        outputs = tuple(model(tf.zeros((1, *image))).shape[1:])
-    except (ValueError, tf.errors.InvalidArgumentError) as error:
-        raise UserError(f"the model does not take images of {image}: {str(error).splitlines()[0]}") from error
-    if outputs != (way,):
-        raise UserError(f"the model gives outputs of {outputs} for an image, but {way} ways need ({way},)")
 
 
 def make_learner(

@@ -87,7 +87,7 @@ def test_a_signal_saves_first_and_the_run_goes_on_to_the_same_weights(
     at_step(6, lambda: os.kill(os.getpid(), number))
     with pytest.raises(Interrupted) as caught:
         run(small_model, glyphs, folder)
-    assert caught.value.args == (number, 6)
+    assert (caught.value.signal, caught.value.done) == (number, 6)
     assert RunFolder(folder).iterations()[-1] == 6
     assert_equal(run(small_model, glyphs, folder), whole[1])
 
