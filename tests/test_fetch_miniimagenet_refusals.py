@@ -120,7 +120,7 @@ def test_a_source_where_it_would_be_cleared_away_is_refused(source, root):
     source.environment("MINIIMAGENET_DIR")
     shutil.move(source.folder, root / ".miniimagenet.building")
     source.folder = root / ".miniimagenet.building"
-    with pytest.raises(FetchError, match="lies in a folder that this script clears; move it elsewhere"):
+    with pytest.raises(FetchError, match="lies in a folder that this script clears; move it away"):
         source.fetch(root, "MINIIMAGENET_DIR")
     assert unpacked(source.folder / "ready") == source.images
 

@@ -164,7 +164,7 @@ def test_a_missing_folder_is_named(tmp_path, photographs, missing, message):
 @pytest.fixture
 def run(capsys, tmp_path, photographs, monkeypatch):
     """The run script in this process, with the threads that it has: exit code, output, errors."""
-    monkeypatch.setattr(device, "configure", lambda *_: (False, "device: as the tests have it"))
+    monkeypatch.setattr(device, "configure", lambda *_: device.Placement(False, {}, "device: none"))
 
     def call(*arguments):
         flags = [*TINY, f"--checkpoint={tmp_path / 'run'}", f"--data-dir={photographs}", *arguments]

@@ -158,7 +158,8 @@ def test_nothing_here_can_run_what_it_loads(path):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             name = called.rpartition(".")[2]
-            assert called == "json.loads" or called.startswith("re.") or name not in NEVER, ast.unparse(node)
+            harmless = called in ("json.loads", "torch.compile") or called.startswith("re.")
+            assert harmless or name not in NEVER, ast.unparse(node)
             options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
             assert options.get("allow_pickle", "False") == "False", ast.unparse(node)
             assert options.get("safe_mode", "True") == "True", ast.unparse(node)
