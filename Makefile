@@ -39,7 +39,7 @@ faults: $(VENV)/installed
 	EXACT_DRAWS=300 $(BIN)/python -m pytest -n 2 tests/test_exact.py
 	FAULTS_META_ITERS=30000 $(BIN)/python -m pytest tests/faults/test_long_run.py
 
-# Where there is a GPU, in ten minutes; writes docs/results/gpu.json.
+# Where there is a GPU; writes docs/results/gpu.json.
 gpu: export PIP_CONSTRAINT := $(CURDIR)/constraints-gpu.txt
 gpu: $(VENV)/installed
 	$(BIN)/python -m pip install $(QUIETLY) -e '.[gpu]'

@@ -133,7 +133,7 @@ def labels(y: np.ndarray, ways: int) -> np.ndarray:
     return y if y.dtype == np.int32 else y.astype(np.int32)
 
 
-def fit(model: keras.Model, image: tuple[int, ...], way: int) -> None:
+def classifier(model: keras.Model, image: tuple[int, ...], way: int) -> None:
     """Raises UserError unless the model takes such images and gives one logit for each of so many ways."""
     # Keras lets other sizes pass that come out the same behind the convolutions. A subclassed model says no shape.
     wanted = getattr(model, "input_shape", (None, *image))[1:]

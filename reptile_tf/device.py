@@ -66,7 +66,9 @@ def configure(settings: Settings, tasks_side_by_side: int) -> Placement:
     if not gpus and settings.device != "cpu":
         reason = _why_no_gpu()
         if settings.device == "gpu":
-            raise UserError(f"--device gpu: {reason or 'there is no NVIDIA GPU on this machine'}")
+            raise UserError(
+                f"--device gpu: {reason or 'there is no NVIDIA GPU here, or CUDA_VISIBLE_DEVICES hides it'}"
+            )
         if reason:
             say(f"warning: {reason}; going on with the CPU (--device cpu says nothing of it)")
     stacked = settings.mode == "stacked" or (settings.mode == "auto" and bool(gpus))

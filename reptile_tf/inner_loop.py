@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from reptile_tf import compare
 from reptile_tf.network import Network
 from reptile_tf.tasks import Tasks
 
@@ -93,7 +92,7 @@ class Adaptation:
         """
         if not self._is_plain_sgd:
             raise ValueError("MAML differentiates through the inner steps, which must be plain SGD (--sgd)")
-        if names := compare.not_differentiable_twice(self._network):
+        if names := self._network.not_differentiable_twice:
             raise ValueError(
                 f"MAML cannot differentiate twice through tf.nn.moments in {', '.join(names)}: take the variance of "
                 "the deviations, or use BatchNormalization in float32 or float64"

@@ -211,7 +211,7 @@ class MetaLearner:
         return norm, self._state.roll_back_unless_finite(before, norm)
 
     def step_bytes(self, samples: int) -> int:
-        """About how many bytes a meta-iteration takes at most, by minibatches of so many samples: an upper bound.
+        """A high estimate of the bytes that a meta-iteration takes, by minibatches of so many samples.
 
         Of each task its weights, their gradient, moments and copy, and all values of a forward pass with their
         gradients; XLA fuses many of these.

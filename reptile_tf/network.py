@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -230,6 +231,11 @@ class Network:
         outputs = [tensor for operation in graph.get_operations() for tensor in operation.outputs]
         floats = [t for t in outputs if t.dtype.is_floating and t.shape.is_fully_defined()]
         return sum(t.dtype.size * int(np.prod(t.shape)) for t in floats)
+
+    @functools.cached_property
+    def not_differentiable_twice(self) -> list[str]:
+        """See `compare.not_differentiable_twice`; found out once, as it traces the model."""
+        return compare.not_differentiable_twice(self)
 
     @contextlib.contextmanager
     def compiling(self) -> Iterator[None]:

@@ -24,7 +24,7 @@ from reptile_tf.errors import UserError
 from reptile_tf.evaluate import Evaluator, meta_test_in_both_ways
 from reptile_tf.meta import MetaLearner
 from reptile_tf.progress import say
-from reptile_tf.settings import Settings, SettingsError, flag, names
+from reptile_tf.settings import Settings, SettingsError, flag, names_of
 
 
 def run(settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> None:
@@ -86,7 +86,7 @@ def _run(
         _check_enough(sets, settings)  # before a network of so many ways is made
         keras.utils.set_random_seed(settings.seed % 2**32)
         model = benchmark.network(settings.classes, settings.filters)
-        checks.fit(model, images.images.shape[1:], settings.classes)
+        checks.classifier(model, images.images.shape[1:], settings.classes)
         if workers.is_chief:
             split = {part: list(classes.names) for part, classes in sets.items()}
             config = {"benchmark": benchmark.name, "settings": settings.determining_weights(), "split": split}
@@ -183,7 +183,7 @@ def _of_network_in(
     if config["benchmark"] != benchmark.name:
         raise UserError(f"{folder.path} holds a network for {config['benchmark']}, not for {benchmark.name}")
     trained = config["settings"]
-    fixed = names(fixed=True)
+    fixed = names_of(fixed=True)
     wrong = [n for n in fixed if n in chosen and getattr(settings, n) != trained.get(n, getattr(settings, n))]
     if wrong:
         asked = ", ".join(f"{flag(name)} {getattr(settings, name)} (it has {trained[name]})" for name in wrong)

@@ -209,12 +209,13 @@ class Settings:
 
     def determining_weights(self) -> dict[str, Any]:
         """The settings that a trained network depends on, by name; `shots` only where training uses it."""
-        chosen = {name: getattr(self, name) for name in names(affects=WEIGHTS)}
+        chosen = {name: getattr(self, name) for name in names_of(affects=WEIGHTS)}
         return chosen | {"train_shots": self.images_per_class}
 
     def determining_results(self) -> dict[str, Any]:
         """The settings that all workers of a run must have alike: all but those of a host."""
-        return {name: getattr(self, name) for name in names() if name not in names(affects=HOST)}
+        of_a_host = names_of(affects=HOST)
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in of_a_host}
 
     def schedule(self, iteration: int) -> float:
         """The outer step size of a meta-iteration, counted from 0: linear, as eps_i in the original code."""
@@ -236,7 +237,7 @@ def _of_type(wanted: type, value: Any, name: str) -> Any:
     return value
 
 
-def names(**metadata: Any) -> list[str]:
+def names_of(**metadata: Any) -> list[str]:
     """The names of the settings whose metadata have these values, such as `fixed=True`."""
     fields = dataclasses.fields(Settings)
     return [f.name for f in fields if all(f.metadata[key] == value for key, value in metadata.items())]

@@ -76,7 +76,7 @@ def meta_train(
     learner, checkpoint = make_learner(model, settings, classes.scale, stacked, cluster), None
     folder = folder if cluster.is_chief else None
     tasks.check_enough(classes, settings.classes, settings.images_per_class, "training")
-    checks.fit(model, classes.images.shape[1:], settings.classes)
+    checks.classifier(model, classes.images.shape[1:], settings.classes)
     for part in filter(None, (classes, held_out)):
         if same := part.without_variety():
             say(f"warning: all images of a class are the same in {len(same)} of {len(part)}, such as {same[0]}")
@@ -187,7 +187,7 @@ def _train(
     images, drawable = None, classes
     if learner.network.stacked:
         images, drawable = feed.images_on_gpu(classes)
-        say(f"memory of a meta-iteration: at most {learner.step_bytes(settings.inner_batch) / 1e9:.1f} GB")
+        say(f"memory of a meta-iteration: {learner.step_bytes(settings.inner_batch) / 1e9:.1f} GB by a high estimate")
 
     def draw(iteration: int) -> tasks.Tasks:
         return tasks.training_tasks(drawable, iteration=iteration, **mine)

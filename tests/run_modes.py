@@ -20,8 +20,8 @@ from reptile_tf.settings import Settings
 
 SGD, ADAM = keras.optimizers.SGD, keras.optimizers.Adam
 WAY, TASKS = 2, 2
-# Any two of (network, algorithm, inner optimizer, outer optimizer, one after another) are together in a row. Sequential
-# runs have no second stack.
+# Any two values of network, algorithm, inner optimizer, outer optimizer and sequential are together in a row; MAML's
+# inner steps are SGD. Each row runs in branches and stacked.
 ROWS = [
     ("omniglot", reptile, ADAM, SGD, False),
     ("miniimagenet", reptile, SGD, ADAM, True),

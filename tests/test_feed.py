@@ -97,8 +97,7 @@ def test_a_run_is_the_same_whatever_a_call_takes(small_model, glyphs, monkeypatc
     expected = run(small_model(), glyphs).state()
     monkeypatch.setattr(feed, "MOST", 128)
     monkeypatch.setattr(feed, "SECONDS", seconds)
-    learner, calls = None, []
-    steps = MetaLearner.steps
+    steps, calls = MetaLearner.steps, []
 
     def counting(self, batches, *arguments, **options):
         calls.append(len(batches))
@@ -187,3 +186,14 @@ def test_images_go_to_a_gpu_that_has_room(glyphs, small_model, monkeypatch, caps
     monkeypatch.setattr(device, "gpu_memory", lambda: int(size / feed.SHARE) - 8)
     assert_same(run(small_model(), glyphs, stacked=True).state(), expected)
     assert "are sent to the GPU task by task" in capsys.readouterr().out
+
+
+def test_the_memory_of_a_step_is_estimated_by_what_it_keeps(small_model):
+    """More than the layers' outputs of each sample; in proportion to samples and tasks."""
+    outputs = 2 * 14 * 14 * 4 + 14 * 14 * 4 + 2 * 7 * 7 * 4 + 7 * 7 * 4 + 3  # convolution, norm, ReLU, twice; dense
+    inner = keras.optimizers.SGD(1e-2)
+    one, two = (MetaLearner(small_model(), inner, keras.optimizers.SGD(), meta_batch=n, stacked=True) for n in (1, 2))
+    assert two.step_bytes(10) == 2 * one.step_bytes(10)
+    for_a_sample = (one.step_bytes(30) - one.step_bytes(10)) / 20
+    assert 2 * 4 * outputs < for_a_sample < 20 * 4 * outputs
+    assert one.step_bytes(1) > 3 * 4 * one.network.size

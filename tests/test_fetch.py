@@ -183,3 +183,13 @@ def test_a_patience_that_is_no_number_of_seconds_ends_with_2(root, patience):
     assert done.returncode == 2
     assert "FETCH_PATIENCE must be a number of seconds" in done.stderr
     assert not root.exists()
+
+
+def test_a_finished_folder_is_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch):
+    order, rename = [], os.rename
+    monkeypatch.setattr(os, "sync", lambda: order.append("sync"))
+    monkeypatch.setattr(os, "rename", lambda *paths: (order.append("rename"), rename(*paths)))
+    (tmp_path / "building").mkdir()
+    archive.put_in_place(tmp_path / "building", tmp_path / "target")
+    assert order == ["sync", "rename"]
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from reptile_tf import flags
-from reptile_tf.settings import DEFAULTS, PRESETS, Settings, SettingsError, names
+from reptile_tf.settings import DEFAULTS, PRESETS, Settings, SettingsError, names_of
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -141,9 +141,9 @@ def test_library_and_command_line_make_the_same_settings(problem):
 
 
 def test_what_a_setting_affects_is_said_once():
-    assert names(affects="host") == ["checkpoint", "data_dir", "skip_bad_images"]
-    assert {"shots", "transductive", "mode"} <= set(names(affects="results"))
-    assert set(names(fixed=True)) < set(names(affects="weights"))
+    assert names_of(affects="host") == ["checkpoint", "data_dir", "skip_bad_images"]
+    assert {"shots", "transductive", "mode"} <= set(names_of(affects="results"))
+    assert set(names_of(fixed=True)) < set(names_of(affects="weights"))
 
 
 @pytest.mark.parametrize(
