@@ -15,7 +15,7 @@ from reptile_tf.progress import say
 from reptile_tf.tasks import Tasks
 
 # Bounds of one compiled call: meta-iterations, bytes of their tasks, seconds (a signal is answered after it).
-MOST, BYTES, SECONDS = 128, 2**24, 1.0
+MOST, BYTES, SECONDS = 128, 2**22, 1.0  # more bytes are mostly filling: copied, not used
 SHARE = 0.25  # of a GPU's memory that images may take
 
 
