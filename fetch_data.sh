@@ -16,4 +16,4 @@ if ! command -v "$python" > /dev/null; then
   exit 1
 fi
 # exec: killing this script then kills the one process that does the work.
-exec "$python" "$here/reptile_tf/data/fetch.py" "$@"
+exec "$python" "$here/reptile_tf/fetch/__main__.py" "$@"

@@ -14,6 +14,7 @@ ImageNet that you have.
 import sys
 
 from reptile_tf import cli
+from reptile_tf.problems.miniimagenet import PROBLEM
 
 if __name__ == "__main__":
-    sys.exit(cli.main(sys.argv, __doc__, "miniimagenet"))
+    sys.exit(cli.main(sys.argv, __doc__, PROBLEM))

@@ -13,6 +13,7 @@ The same command again goes on from the newest checkpoint. `bash fetch_data.sh o
 import sys
 
 from reptile_tf import cli
+from reptile_tf.problems.omniglot import PROBLEM
 
 if __name__ == "__main__":
-    sys.exit(cli.main(sys.argv, __doc__, "omniglot"))
+    sys.exit(cli.main(sys.argv, __doc__, PROBLEM))

@@ -29,18 +29,19 @@ def worker(meta_batch: int) -> None:
     import numpy as np
     import tensorflow as tf
 
-    from reptile_tf import cluster, data, device, place, tasks, train
-    from reptile_tf.benchmarks import BENCHMARKS
+    from reptile_tf import data, device, learners, tasks
+    from reptile_tf.distributed import cluster, tf_config
+    from reptile_tf.problems.omniglot import PROBLEM
     from reptile_tf.settings import Settings
 
     settings = Settings.preset(PRESET, meta_batch=meta_batch)
-    where = place.of_this_process()
+    where = tf_config.of_this_process()
     device.configure(settings, -(-meta_batch // where.count))
     workers = cluster.join(where)
     classes = data.glyphs.load(classes=200)
-    model = BENCHMARKS["omniglot"].network(settings.classes, settings.filters)
-    learner = train.make_learner(model, settings, classes.scale, cluster=workers)
-    train.take_from_chief(learner, 0)
+    model = PROBLEM.network(settings)
+    learner = learners.make_learner(model, settings, classes.scale, cluster=workers)
+    learners.take_from_chief(learner, 0)
     first, count = learner.share
     mine = settings.training_arguments() | {"first": first, "count": max(1, count)}
     batches = [tasks.training_tasks(classes, iteration=i, **mine) for i in range(20)]

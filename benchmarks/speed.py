@@ -29,9 +29,10 @@ from typing import NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from reptile_tf.settings import PRESETS, WITH_ONEDNN, Settings
+from reptile_tf import problems
+from reptile_tf.settings import Settings
 
-if any(name in argument for argument in sys.argv for name in WITH_ONEDNN):  # as the run script does
+if any(problems.find(name).onednn and name in " ".join(sys.argv) for name in problems.names()):
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import numpy as np
@@ -39,8 +40,7 @@ import tensorflow as tf
 import torch
 from torch import nn
 
-from reptile_tf import data, device, feed, tasks, train
-from reptile_tf.benchmarks import BENCHMARKS
+from reptile_tf import data, device, feed, learners, tasks
 from reptile_tf.data import ImageClasses
 from reptile_tf.evaluate import Evaluator
 from reptile_tf.meta import MetaLearner
@@ -239,13 +239,15 @@ def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--preset", default="omniglot-1shot-5way", choices=[p for presets in PRESETS.values() for p in presets]
+        "--preset",
+        default="omniglot-1shot-5way",
+        choices=[preset for each in map(problems.find, problems.names()) for preset in each.presets],
     )
     parser.add_argument("--transductive", action="store_true", help="PyTorch evaluates transductively")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
     parser.add_argument("--mode", default="auto", choices=("auto", "branches", "stacked"))
-    parser.add_argument("--in-turn", action="store_true", help="tasks one after another, as the PyTorch loops")
+    parser.add_argument("--sequential", action="store_true", help="tasks one after another, as the PyTorch loops")
     parser.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
     parser.add_argument("--against", default="", help="kinds of PyTorch loops, with commas (default: all)")
     parser.add_argument("--write", type=pathlib.Path, help="JSON file of results by preset, to be added to")
@@ -256,14 +258,14 @@ def main() -> None:
         args.preset,
         transductive=args.transductive,
         mode=args.mode,
-        in_turn=args.in_turn,
+        sequential=args.sequential,
         device=args.device,
     )
-    stacked, record, line = device.configure(settings, 1 if settings.in_turn else settings.meta_batch)
+    stacked, record, line = device.configure(settings, 1 if settings.sequential else settings.meta_batch)
     network, load = THEIRS[name]
     classes = load()
-    model = BENCHMARKS[name].network(settings.classes, settings.filters)
-    learner = train.make_learner(model, settings, classes.scale, stacked)
+    model = problems.find(name).network(settings)
+    learner = learners.make_learner(model, settings, classes.scale, stacked)
     evaluator = Evaluator(learner)
     training = [tasks.training_tasks(classes, iteration=i, **settings.training_arguments()) for i in range(20)]
     arguments = settings.evaluation_arguments()

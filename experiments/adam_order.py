@@ -2,8 +2,8 @@
 
 The original runs the tasks of a meta-batch one after another and never resets the inner Adam's second moments, so that
 each task begins with those of the one before. This package runs them side by side by default, all from the same
-moments, which are averaged afterwards; `--in-turn` is the original's way. Both, with three seeds (of split, weights and
-tasks) each, on Omniglot 5-way 1-shot, annealed over 5,000 meta-iterations.
+moments, which are averaged afterwards; `--sequential` is the original's way. Both, with three seeds (of split, weights
+and tasks) each, on Omniglot 5-way 1-shot, annealed over 5,000 meta-iterations.
 
   python experiments/adam_order.py
 """
@@ -18,7 +18,7 @@ from reptile_tf import plots
 
 FLAGS = "--preset omniglot-1shot-5way --transductive --meta-iters 5000 --eval-samples 500"
 SEEDS = (0, 1, 2)
-MODES = {"side": ("side by side (default)", ""), "turn": ("one after another", "--in-turn")}
+MODES = {"side": ("side by side (default)", ""), "turn": ("one after another", "--sequential")}
 
 
 def draw(figure: Figure, runs: list[common.Run]) -> None:

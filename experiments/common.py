@@ -23,9 +23,12 @@ from matplotlib.figure import Figure
 
 from reptile_tf import device, files, flags, plots
 from reptile_tf.checkpoint import RunFolder
+from reptile_tf.distributed import tf_config
 from reptile_tf.errors import UserError
 from reptile_tf.evaluate import Accuracy
-from reptile_tf.progress import Progress, say
+from reptile_tf.problems.omniglot import PROBLEM
+from reptile_tf.progress import Progress, log, show_progress
+from reptile_tf.settings import renamed
 
 HERE = pathlib.Path(__file__).resolve().parent
 RUN_OMNIGLOT = HERE.parent / "run_omniglot.py"
@@ -92,7 +95,10 @@ def main(doc: str, name: str, runs: dict[str, str], draw: Callable[[Figure, list
 def guarded(work: Callable[[], None]) -> int:
     """Does the work; a user's mistake becomes a line and an exit code."""
     program = os.path.basename(sys.argv[0])
+    show_progress()
     try:
+        if tf_config.of_this_process().count > 1:
+            raise UserError("experiments run on one host and join no cluster: leave TF_CONFIG out")
         work()
     except flags.FlagsError as error:
         print(f"{program}: {error} (see run_omniglot.py --help)", file=sys.stderr)
@@ -113,7 +119,7 @@ def _main(arguments, extra, name, runs, draw) -> None:
     draw(figure, finished)
     save(figure, arguments.out / f"{name}.png")
     for run in finished:
-        say(f"{run.name}: {run.final}")
+        log.info(f"{run.name}: {run.final}")
 
 
 def chosen(runs: dict[str, str], only: Sequence[str] | None) -> dict[str, str]:
@@ -139,7 +145,7 @@ def run_all(arguments: argparse.Namespace, runs: dict[str, str], extra: Sequence
       UserError: a run failed, or its folder holds a finished one with other settings.
     """
     for own in runs.values():
-        flags.parse([RUN_OMNIGLOT.name, *own.split(), *extra], "", "omniglot")
+        flags.parse([RUN_OMNIGLOT.name, *own.split(), *extra], "", PROBLEM)
     if arguments.jobs < 1:
         raise flags.FlagsError(f"--jobs must be at least 1, not {arguments.jobs}")
     make(arguments.runs)
@@ -176,12 +182,12 @@ def _run(folder: pathlib.Path, name: str, own: Sequence[str]) -> Run:
             raise UserError(f"run {name} failed: {lines[-1]} (all of it is in {log})")
     try:
         found = json.loads(results.read_text())
-        there = {key: value for key, value in found["settings"].items() if key not in ("checkpoint", "data_dir")}
+        there = renamed({k: v for k, v in found["settings"].items() if k not in ("checkpoint", "data_dir")})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"cannot read {results} ({error!r}): move it away, and the run's last part is done anew"
         ) from error
-    wanted = dataclasses.asdict(flags.parse([RUN_OMNIGLOT.name, *own], "", "omniglot")[0])
+    wanted = dataclasses.asdict(flags.parse([RUN_OMNIGLOT.name, *own], "", PROBLEM)[0])
     other = [key for key, value in there.items() if wanted.get(key) != value]
     if other:
         raise UserError(f"{run_folder.path} holds a finished run with another {other[0]}: choose another --runs")
@@ -226,7 +232,7 @@ def save(figure: Figure, path: pathlib.Path) -> None:
     """Writes a picture and says where it is."""
     make(path.parent)
     plots.save(figure, path)
-    say(f"{path} and {path.with_suffix('.csv').name} are written")
+    log.info(f"{path} and {path.with_suffix('.csv').name} are written")
 
 
 def draw_curves(axes: Any, run: Run, label: str = "", scale: float = 1.0, **style: Any) -> None:

@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 
 from reptile_tf import flags, plots
 from reptile_tf.errors import UserError
-from reptile_tf.progress import Progress, say
+from reptile_tf.progress import Progress, log
 
 FLAGS = (
     "--classes 5 --shots 1 --train-shots 10 --inner-batch 10 --sgd --learning-rate 0.01 --meta-batch 5 "
@@ -78,15 +78,15 @@ def measure(own: list[str], seconds: float) -> dict[str, float]:
     import keras
 
     import reptile_tf as rt
-    from reptile_tf import benchmarks, device, tasks, train
+    from reptile_tf import device, learners, tasks
+    from reptile_tf.problems.omniglot import PROBLEM
 
-    settings, _ = flags.parse(["", *own], "", "omniglot")
-    benchmark = benchmarks.BENCHMARKS["omniglot"]
+    settings, _ = flags.parse(["", *own], "", PROBLEM)
     stacked = device.configure(settings, settings.meta_batch).stacked
-    images, _ = benchmark.load(settings)
-    classes = benchmark.for_training(benchmark.split(images, settings.seed)["train"])
+    images, _ = PROBLEM.load(settings)
+    classes = PROBLEM.for_training(PROBLEM.split(images, settings.seed)["train"])
     keras.utils.set_random_seed(settings.seed)
-    learner = train.make_learner(benchmark.network(5, settings.filters), settings, benchmark.scale, stacked)
+    learner = learners.make_learner(PROBLEM.network(settings), settings, classes.scale, stacked)
 
     def batch(iteration: int) -> tasks.Tasks:
         return tasks.training_tasks(classes, iteration=iteration, **settings.training_arguments())
@@ -163,7 +163,7 @@ def run(arguments: argparse.Namespace, extra: list[str]) -> None:
             found = _measured(arguments.runs, one.name, own, arguments.seconds)
             row = {"algorithm": name, "k": int(k), "meta_iterations": one.results["meta_iterations"]}
             rows.append(row | common.percent(one.final) | {key: f"{value:.4g}" for key, value in found.items()})
-            say(f"{one.name}: " + ", ".join(f"{key} {value}" for key, value in rows[-1].items()))
+            log.info(f"{one.name}: " + ", ".join(f"{key} {value}" for key, value in rows[-1].items()))
             progress.advance(1)
     common.write_csv(arguments.out / "maml_curves.csv", common.curve_rows(finished))
     common.write_csv(arguments.out / "maml.csv", rows)

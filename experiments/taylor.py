@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 import reptile_tf as rt
 from reptile_tf import plots, tasks
 from reptile_tf.meta_gradients import MetaGradient
-from reptile_tf.progress import Progress, say
+from reptile_tf.progress import Progress, log
 
 MINIBATCHES, SAMPLES = 2, 5  # of a task, and in each
 RATES = tuple(2.0**-i for i in range(4, 13))
@@ -148,7 +148,7 @@ def run(arguments: argparse.Namespace) -> None:
                     | {"avg_grad_inner": f"{found.avg_grad_inner:.6f}", "theory_avg_grad_inner": f"{second:g}"}
                     | {"residual": f"{found.residual:.2e}"}
                 )
-            say(
+            log.info(
                 f"{name}, k = {k}, a = {rate:.5f}: {found.avg_grad:.4f} AvgGrad "
                 f"{found.avg_grad_inner:+.4f} a AvgGradInner (theory: {first:g} and {second:+g})"
             )

@@ -16,12 +16,14 @@ _HOMES = {
     "Settings": "settings",
     "UserError": "errors",
     "foml": "meta_gradients",
-    "load": "run",
+    "load": "learners",
     "maml": "meta_gradients",
     "meta_test": "evaluate",
     "meta_train": "train",
     "partial_sum": "meta_gradients",
     "reptile": "meta_gradients",
+    "save": "learners",
+    "show_progress": "progress",
 }
 _MODULES = ("data", "models", "tasks")
 

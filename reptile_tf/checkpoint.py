@@ -5,7 +5,6 @@ configuration, and its zip comment is the SHA-256 of all bytes before it: damage
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import hashlib
 import io
@@ -18,10 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from reptile_tf import files
+from reptile_tf import configuration, files
 from reptile_tf.errors import UserError
-from reptile_tf.progress import say
-from reptile_tf.settings import Settings, flag
+from reptile_tf.progress import log
 
 KEEP = 2
 LOCK = ".lock"
@@ -61,7 +59,7 @@ class RunFolder:
         self._text = ""  # the configuration, once claimed, for the checkpoints' copies
 
     def config(self) -> dict[str, Any]:
-        """What `claimed` wrote: {"benchmark": name, "settings": {…}, "split": {set of classes: [names]}}.
+        """What `claimed` wrote (see `configuration.of_run`).
 
         A damaged or missing file is read from the newest whole checkpoint instead, with a warning.
 
@@ -69,15 +67,15 @@ class RunFolder:
           UserError: there is none, or it cannot be read.
         """
         try:
-            return _config(self._config_path.read_text(encoding="utf-8"))
+            return configuration.parsed(self._config_path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             wrong = "it is missing"
         except (OSError, ValueError) as error:
             wrong = str(error)
         for _, copy in self._whole([]):
             with contextlib.suppress(ValueError):
-                config = _config(copy)
-                say(f"warning: cannot read {self._config_path} ({wrong}); a checkpoint's copy of it is used")
+                config = configuration.parsed(copy)
+                log.warning(f"cannot read {self._config_path} ({wrong}); a checkpoint's copy of it is used")
                 return config
         raise UserError(f"no run in {self.path}: cannot read config.json ({wrong}); name its folder with --checkpoint")
 
@@ -128,7 +126,7 @@ class RunFolder:
 
     def _check(self, config: dict[str, Any]) -> None:
         """Raises UserError if the folder is another run's, or not to be used for one."""
-        differences = _differences(self.config(), config) if self._is_a_runs() else []
+        differences = configuration.differences(self.config(), config) if self._is_a_runs() else []
         if differences:
             raise UserError(
                 f"{self.path} holds a run with other settings: {'; '.join(differences)}. "
@@ -185,7 +183,7 @@ class RunFolder:
         found = next(self._whole(damaged), None)
         if found:
             for each in damaged:
-                say(f"warning: cannot read {each}; falling back to that of meta-iteration {found[0].iteration}")
+                log.warning(f"cannot read {each}; falling back to that of meta-iteration {found[0].iteration}")
             return found[0]
         if damaged:
             raise UserError(
@@ -224,24 +222,3 @@ def _read(path: pathlib.Path) -> tuple[Checkpoint, str]:
             return one, arrays["config"].tobytes().decode()
     except Exception as error:  # zipfile and NumPy let many kinds out when the bytes are not those of a sound .npz
         raise ValueError(f"it is no checkpoint of this version: {error}") from error
-
-
-def _config(text: str) -> dict[str, Any]:
-    """The configuration in a text that `claimed` wrote; raises ValueError if it is none, or damaged."""
-    config = files.unsealed(text)
-    if missing := {"benchmark", "settings", "split"} - config.keys():
-        raise ValueError(f"it says nothing of {', '.join(sorted(missing))}")
-    return config
-
-
-def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
-    """What differs between two configurations, in the user's words."""
-    if theirs["benchmark"] != ours["benchmark"]:
-        return [f"{theirs['benchmark']} there, {ours['benchmark']} here"]
-    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}  # of what is newer than the run
-    names = sorted(theirs["settings"].keys() | ours["settings"].keys())
-    pairs = {name: [c["settings"].get(name, defaults.get(name)) for c in (theirs, ours)] for name in names}
-    differing = [f"{flag(name)} {a} there, {b} here" for name, (a, b) in pairs.items() if a != b]
-    if not differing and theirs["split"] != ours["split"]:
-        differing = ["the images there are of other classes than the ones here"]
-    return differing

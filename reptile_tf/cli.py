@@ -1,42 +1,40 @@
 """From a command line to an exit code. TensorFlow is imported only once the flags are right."""
 
-import io
 import os
 import sys
 
 from reptile_tf import backend, flags, launch
 from reptile_tf.errors import UserError
-from reptile_tf.settings import WITH_ONEDNN
+from reptile_tf.problems import Problem
+from reptile_tf.progress import log, show_progress  # quiet on all workers but the chief
 
 
-def main(argv: list[str], doc: str, benchmark: str) -> int:
-    """Runs a benchmark's script.
+def main(argv: list[str], doc: str, problem: Problem) -> int:
+    """Runs a problem's script.
 
     Args:
       argv: as sys.argv.
       doc: the script's docstring, the beginning of --help.
-      benchmark: a name in `benchmarks.BENCHMARKS`.
+      problem: what to train on.
 
     Returns:
-      The exit code: 0, 1 after a user's mistake, 2 after a bad flag, 130 or 143 after SIGINT or SIGTERM.
+      The exit code: 0, 1 after a user's mistake, 2 after a bad flag, 75 if another worker of the cluster is lost,
+      under a launcher or not, 130 or 143 after SIGINT or SIGTERM.
     """
     program = os.path.basename(argv[0])
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a path or "±" that it cannot show is no reason to stop
+    show_progress()
     try:
-        settings, chosen = flags.parse(argv, doc, benchmark)
+        settings, chosen = flags.parse(argv, doc, problem)
     except flags.FlagsError as error:
         print(f"{program}: {error} (see --help)", file=sys.stderr)
         return 2
-    if benchmark in WITH_ONEDNN:
+    if problem.onednn:
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # start-up messages; what goes wrong is raised too
     launch.end_with_launcher()
     try:
         backend.check()
         from reptile_tf import run
-        from reptile_tf.benchmarks import BENCHMARKS
-        from reptile_tf.progress import say  # quiet on all workers but the chief
         from reptile_tf.train import Interrupted
     except KeyboardInterrupt:
         return 130
@@ -44,17 +42,17 @@ def main(argv: list[str], doc: str, benchmark: str) -> int:
         print(f"{program}: {error}", file=sys.stderr)
         return 1
     try:
-        run.run(settings, chosen, BENCHMARKS[benchmark])
+        run.run(settings, chosen, problem)
     except UserError as error:
         print(f"{program}: {error}", file=sys.stderr)
-        return 1
+        return error.exit_code
     except Interrupted as interrupted:
-        say(
+        log.info(
             f"stopped after {interrupted.done} meta-iterations, saved in {settings.checkpoint}; "
             "the same command goes on from there"
         )
         return 128 + interrupted.signal
     except KeyboardInterrupt:
-        say(f"stopped; the same command goes on from the newest checkpoint in {settings.checkpoint}, if there is one")
+        log.info(f"stopped; the same command goes on from {settings.checkpoint}'s newest checkpoint, if there is one")
         return 130
     return 0

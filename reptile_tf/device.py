@@ -12,7 +12,7 @@ import tensorflow as tf
 from tensorflow.python.client import device_lib
 
 from reptile_tf.errors import UserError
-from reptile_tf.progress import say
+from reptile_tf.progress import log
 from reptile_tf.settings import Settings
 
 
@@ -70,7 +70,7 @@ def configure(settings: Settings, tasks_side_by_side: int) -> Placement:
                 f"--device gpu: {reason or 'there is no NVIDIA GPU here, or CUDA_VISIBLE_DEVICES hides it'}"
             )
         if reason:
-            say(f"warning: {reason}; going on with the CPU (--device cpu says nothing of it)")
+            log.warning(f"{reason}; going on with the CPU (--device cpu says nothing of it)")
     stacked = settings.mode == "stacked" or (settings.mode == "auto" and bool(gpus))
     # Branches: a core each, since small kernels gain little from two. One program, or one task: all cores within an op.
     within = cores() if stacked else max(1, cores() // tasks_side_by_side)

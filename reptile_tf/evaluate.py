@@ -12,7 +12,7 @@ from reptile_tf.errors import UserError
 from reptile_tf.inner_loop import Adaptation, InnerLoop
 from reptile_tf.meta import MetaLearner
 from reptile_tf.network import Predictions
-from reptile_tf.progress import Progress, say
+from reptile_tf.progress import Progress, log
 from reptile_tf.settings import Settings
 from reptile_tf.tasks import EvalTasks, Tasks
 
@@ -76,7 +76,7 @@ class Evaluator:
                 if self._at_once == 1:
                     raise
                 halves = [n for n in range(1, self._at_once // 2 + 1) if self.tasks % n == 0]
-                say(f"{self._at_once} tasks at once are too many for the memory: evaluating {halves[-1]}")
+                log.info(f"{self._at_once} tasks at once are too many for the memory: evaluating {halves[-1]}")
                 self._run_at_once(halves[-1])
 
     def _of_part(self, batch: EvalTasks, start: int) -> np.ndarray:

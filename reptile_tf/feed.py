@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from reptile_tf import device
 from reptile_tf.data.image_classes import ImageClasses
-from reptile_tf.progress import say
+from reptile_tf.progress import log
 from reptile_tf.tasks import Tasks
 
 # Bounds of one compiled call: meta-iterations, bytes of their tasks, seconds (a signal is answered after it).
@@ -28,12 +28,14 @@ def images_on_gpu(classes: ImageClasses) -> tuple[tf.Tensor | None, ImageClasses
         return None, classes
     size = int(classes.counts.sum()) * int(np.prod(classes.images.shape[1:]))
     if size > SHARE * memory:
-        say(f"the training images ({size / 1e9:.1f} GB) are sent to the GPU task by task: it has {memory / 1e9:.1f} GB")
+        log.info(
+            f"the training images ({size / 1e9:.1f} GB) are sent to the GPU task by task: it has {memory / 1e9:.1f} GB"
+        )
         return None, classes
     images, numbered = classes.numbered()
     with tf.device("GPU:0"):
         on_gpu = tf.identity(tf.constant(images))
-    say(f"the training images ({size / 1e9:.2f} GB) are on the GPU")
+    log.info(f"the training images ({size / 1e9:.2f} GB) are on the GPU")
     return on_gpu, numbered
 
 

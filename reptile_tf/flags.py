@@ -10,7 +10,8 @@ from typing import Any
 from absl import flags
 
 from reptile_tf.errors import UserError
-from reptile_tf.settings import DEFAULTS, ONLY, PRESETS, Settings, SettingsError
+from reptile_tf.problems import Problem
+from reptile_tf.settings import ALIASES, Settings, SettingsError, flag, renamed
 
 _DEFINE = {
     int: flags.DEFINE_integer,
@@ -24,13 +25,13 @@ class FlagsError(UserError):
     """A command line that cannot be."""
 
 
-def parse(argv: list[str], doc: str, benchmark: str) -> tuple[Settings, frozenset[str]]:
+def parse(argv: list[str], doc: str, problem: Problem) -> tuple[Settings, frozenset[str]]:
     """Reads a command line.
 
     Args:
       argv: as sys.argv, the program's name first. Flags may be written with hyphens or underscores.
       doc: what --help says first.
-      benchmark: whose presets, defaults and settings there are.
+      problem: whose presets, defaults and settings there are.
 
     Returns:
       The settings (flags given, else the preset's, else the defaults), and the names of those that the user chose, by
@@ -40,13 +41,16 @@ def parse(argv: list[str], doc: str, benchmark: str) -> tuple[Settings, frozense
       FlagsError: unknown flag or preset, a value that cannot be, or two that contradict each other.
       SystemExit: after --help, with code 0.
     """
-    presets, defaults = PRESETS[benchmark], DEFAULTS[benchmark]
-    fields = [field for field in dataclasses.fields(Settings) if ONLY.get(field.name, benchmark) == benchmark]
+    presets = problem.presets
+    fields = [field for field in dataclasses.fields(Settings) if field.name not in problem.lacks]
     values = flags.FlagValues()
     flags.DEFINE_string("preset", "", "the paper's setting to start from", flag_values=values)
     for field in fields:
-        default = defaults.get(field.name, field.default)
+        default = problem.defaults.get(field.name, field.default)
         _DEFINE[field.type](field.name, default, field.metadata["help"], flag_values=values)
+    for alias, (name, value) in ALIASES.items():
+        meaning = flag(name) if value is True else f"{flag(name)} {value}"
+        flags.DEFINE_boolean(alias, False, f"the same as {meaning}", flag_values=values)
     if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
         try:
             print(_help(values, doc, presets, fields), flush=True)
@@ -62,9 +66,10 @@ def parse(argv: list[str], doc: str, benchmark: str) -> tuple[Settings, frozense
 
     if values.preset and values.preset not in presets:
         raise FlagsError(f"unknown preset {values.preset!r}; there are: {', '.join(presets)}")
-    given = {field.name: values[field.name].value for field in fields if values[field.name].present}
+    names = [*(field.name for field in fields), *ALIASES]
     try:
-        settings = Settings.preset(values.preset, **given) if values.preset else Settings(**(defaults | given))
+        given = renamed({name: values[name].value for name in names if values[name].present})
+        settings = Settings.of(problem, values.preset, **given)
     except SettingsError as error:
         raise FlagsError(str(error)) from error
     return settings, frozenset(given) | frozenset(presets.get(values.preset, ()))
@@ -106,4 +111,7 @@ def _help(
         choices = field.metadata["choices"]
         text = field.metadata["help"] + (f" [{' | '.join(choices)}]" if choices else "")
         describe(field.name, text, values[field.name].default)
+    lines += ["", "The original's names:"]
+    for alias in ALIASES:
+        describe(alias, values[alias].help, False)
     return "\n".join(lines)

@@ -20,11 +20,12 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import BinaryIO, TextIO
 
-from reptile_tf.errors import UserError
+from reptile_tf.errors import ClusterError, UserError
 
 # Seconds that the other workers have to end by themselves, and to say why, once one has failed.
 GRACE = 5.0
-BAD_FLAGS = 2
+MISTAKES = UserError.exit_code, 2  # 2: a bad flag
+LOST = ClusterError.exit_code
 STOPPED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 
@@ -121,24 +122,33 @@ class Workers:
                 process.send_signal(number)
 
     def wait(self) -> int:
-        """Waits for all to end, and ends the others when one fails; returns the first failure's exit code, or 0."""
-        first, deadline = 0, float("inf")
-        running = True
+        """Waits for all to end, and ends the others when one fails; returns the exit code of what went wrong, or 0.
+
+        That is a mistake's if any worker has made one, else the first failure's; LOST only tells of another's.
+        """
+        culprit, code, deadline = None, 0, float("inf")
+        running, told = True, False
         while running:
             running = None in [process.poll() for process in self.processes]
-            if not first and (failed := [i for i, p in enumerate(self.processes) if p.poll()]):
-                # Of several at once the one that a signal killed: the others only tell of it.
-                culprit = min(failed, key=lambda i: self.processes[i].returncode)
-                first = _exit_code(self.processes[culprit])
-                if running and first not in STOPPED:  # else all stop by themselves, and the chief saves
-                    deadline = time.monotonic() + GRACE
-                    self._output.say(f"{self._ending(culprit)}; the other workers are stopped")
-            if time.monotonic() > deadline:
+            late = time.monotonic() > deadline
+            if not late and (failed := [i for i, p in enumerate(self.processes) if p.returncode]):
+                codes = [process.returncode for process in self.processes]
+                # Of several at once the one that a signal killed, a negative code: the others only tell of it.
+                culprit = min(
+                    failed, key=lambda i: (codes[i] not in MISTAKES, codes[i] == LOST, i != culprit, codes[i])
+                )
+                code = _exit_code(self.processes[culprit])
+                if code not in STOPPED:  # else all stop by themselves, and the chief saves
+                    deadline = min(deadline, time.monotonic() + GRACE)
+            if running and not told and deadline < float("inf") and (code != LOST or late):
+                told = True
+                self._output.say(f"{self._ending(culprit)}; the other workers are stopped")
+            if late:
                 self.send(signal.SIGKILL)
             time.sleep(0.05 * running)
         for reader in self._readers:
             reader.join(timeout=5)
-        return first
+        return code
 
     def _ending(self, index: int) -> str:
         code = self.processes[index].returncode
@@ -181,16 +191,17 @@ def _gpus(count: int) -> list[str]:
 
 
 def launch(script: str, flags: Sequence[str], workers: int, restarts: int = 0) -> int:
-    """Runs a script as so many workers, and again if one fails.
+    """Runs a script as so many workers, and again if one is lost.
 
     Args:
       script: its path.
       flags: its command line, the same for all.
       workers: how many.
-      restarts: how often to start all again, whatever the failure; they go on from the newest checkpoint.
+      restarts: how often to start all again, unless a worker has ended with a mistake's code or by a signal to stop;
+        they go on from the newest checkpoint.
 
     Returns:
-      The exit code: 0, the first failure's, 130 after SIGINT, or 143 after SIGTERM or SIGHUP.
+      The exit code: 0, a mistake's, else the first failure's, 130 after SIGINT, or 143 after SIGTERM or SIGHUP.
 
     Raises:
       UserError: there is no such script, or there are fewer GPUs than workers.
@@ -218,7 +229,7 @@ def launch(script: str, flags: Sequence[str], workers: int, restarts: int = 0) -
             code = running[0].wait()
             if asked and code:
                 return 128 + asked[0]
-            if code in (0, BAD_FLAGS, *STOPPED) or not restarts:
+            if code in (0, *MISTAKES, *STOPPED) or not restarts:
                 return code
             restarts -= 1
             output.say(f"all {workers} start again; restarts left: {restarts}")
@@ -239,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--restarts",
         type=_at_least(0),
         default=0,
-        help="how often to start all again after a failure, be it a mistake in the data or settings (default: 0)",
+        help="how often to start all again after a worker is lost or crashes; not after a mistake (default: 0)",
     )
     parser.add_argument("script", help="what to run, such as run_omniglot.py")
     parser.add_argument("flags", nargs=argparse.REMAINDER, help="the script's own flags")

@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from reptile_tf import checks
 from reptile_tf.adapted import Adapted, Adapter
-from reptile_tf.cluster import ALONE, Cluster
+from reptile_tf.distributed.cluster import ALONE, Cluster
 from reptile_tf.inner_loop import Adaptation, InnerLoop, copy_of
 from reptile_tf.meta_gradients import MetaGradient, reptile
 from reptile_tf.network import Loss, Network, cross_entropy
@@ -84,12 +84,12 @@ class MetaLearner:
         self.model = model
         self.network = Network(model, loss, scale, stacked)  # which examines the model
         checks.inner_optimizer(inner_optimizer, self.network)
-        self.inner_optimizer = inner_optimizer
-        self.weight_decay = weight_decay
+        self.inner_optimizer, self.outer_optimizer = inner_optimizer, outer_optimizer
+        self.weight_decay, self.meta_batch, self.sequential = weight_decay, meta_batch, sequential
         self.cluster = cluster
         self.share = cluster.share(meta_batch)
         self._weight = self.share[1] / meta_batch  # of this worker in the sums
-        self._meta_gradient = meta_gradient
+        self.meta_gradient = meta_gradient
         side_by_side = max(self.share[1], 1)
         self._count = None if sequential else side_by_side
         self._inner = InnerLoop(
@@ -226,7 +226,7 @@ class MetaLearner:
             return self._compiled_gradients(tasks).numpy()
 
     def _meta_gradients_of(self, inner: Adaptation, tasks: Tasks) -> tf.Tensor:
-        return self._meta_gradient(self.phi.value(), inner, tasks)
+        return self.meta_gradient(self.phi.value(), inner, tasks)
 
     def _compile(self) -> None:
         """Makes compiled functions of the methods above: one where there is one worker, two around the exchange."""

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from reptile_tf import compare, examine, layers
-from reptile_tf.progress import say
+from reptile_tf.progress import log
 
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
@@ -84,7 +84,7 @@ class Network:
         with layers.ONE_AT_A_TIME:
             in_turn = compare.compare(self)
         if in_turn:
-            say(f"stacked: these run task after task, as they have no vectorized form: {', '.join(in_turn)}")
+            log.info(f"stacked: these run task after task, as they have no vectorized form: {', '.join(in_turn)}")
 
     def unstacked(self) -> "Network":
         """The same network for one task at a time."""

@@ -1,6 +1,8 @@
 """Progress of long work: a live line on a terminal, plain lines in a log."""
 
 import contextlib
+import io
+import logging
 import os
 import sys
 import time
@@ -8,31 +10,53 @@ from typing import Any
 
 import tqdm
 
+log = logging.getLogger("reptile_tf")
 SECONDS_BETWEEN_LINES = 10.0
-_hushed = False
+_console: "_Console | None" = None
+
+
+def show_progress() -> None:
+    """Shows on standard output what the library logs, with the progress of long work, as the commands do.
+
+    Without it a program is told warnings alone, by Python's logging, and nothing of progress.
+    """
+    global _console
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path or "±" that it cannot show is no reason to stop
+    if _console is not None:
+        log.removeHandler(_console)
+    _console = _Console()
+    log.addHandler(_console)
+    log.setLevel(logging.INFO)
+    log.propagate = False
 
 
 def hush() -> None:
-    """Makes this process show and say nothing from here on: of the workers of a cluster, one is enough."""
-    global _hushed
-    _hushed = True
+    """Makes this process show nothing from here on: of the workers of a cluster, one is enough."""
+    if _console is not None:
+        _console.setLevel(logging.CRITICAL)
 
 
-def say(message: str) -> None:
-    """Prints a line to standard output at once, above a live line if there is one.
+def _is_shown() -> bool:
+    return _console is not None and _console.level < logging.CRITICAL
+
+
+class _Console(logging.Handler):
+    """Lines on standard output, at once, above a live line if there is one.
 
     Hours of work do not end because nobody listens any more, or the log's disk is full: that is said on standard error.
     """
-    if _hushed:
-        return
-    try:
-        tqdm.tqdm.write(message, file=sys.stdout)
-        sys.stdout.flush()
-    except OSError as error:
-        hush()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is in its buffer
-        with contextlib.suppress(OSError):
-            print(f"cannot write to standard output ({error.strerror}): going on in silence", file=sys.stderr)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        warning = "warning: " if record.levelno >= logging.WARNING else ""
+        try:
+            tqdm.tqdm.write(warning + record.getMessage(), file=sys.stdout)
+            sys.stdout.flush()
+        except OSError as error:
+            hush()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is in its buffer
+            with contextlib.suppress(OSError):
+                print(f"cannot write to standard output ({error.strerror}): going on in silence", file=sys.stderr)
 
 
 class Progress:
@@ -47,10 +71,10 @@ class Progress:
     """
 
     def __init__(self, what: str, total: int, done: int = 0, unit: str = "it", silent: bool = False):
-        self._silent = silent = silent or _hushed
+        self._silent = silent or not log.isEnabledFor(logging.INFO)
         self._what, self._total, self._done, self._unit = what, total, done, unit
         self._bar = None
-        if sys.stdout.isatty() and not silent:
+        if _is_shown() and sys.stdout.isatty() and not silent:
             self._bar = tqdm.tqdm(desc=what, total=total, initial=done, unit=f" {unit}", file=sys.stdout, leave=False)
         self._said = time.monotonic()
         self._began: tuple[float, int] | None = None  # when the first advance was reported, and where it stood
@@ -80,7 +104,7 @@ class Progress:
         left = (self._total - self._done) / rate if rate else float("inf")
         note = f"  {note}" if note else ""
         speed = f"{rate:.1f} {self._unit}/s" if rate >= 0.1 or not rate else f"{1 / rate:.0f} s/{self._unit}"
-        say(f"{self._what} {self._done}/{self._total}  {speed}  {_clock(left)} left{note}")
+        log.info(f"{self._what} {self._done}/{self._total}  {speed}  {_clock(left)} left{note}")
 
 
 def _clock(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""What the run scripts share: training, evaluation, results."""
+"""A run, from settings to results: prepare, train (or restore), evaluate, write."""
 
 import contextlib
 import dataclasses
@@ -16,33 +16,65 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from reptile_tf import checks, cluster, device, files, place, plots, tasks, train
-from reptile_tf.benchmarks import BENCHMARKS, Benchmark, Sets
+from reptile_tf import checks, configuration, device, files, learners, plots, tasks, train
 from reptile_tf.checkpoint import Checkpoint, RunFolder
 from reptile_tf.data import ImageClasses
+from reptile_tf.distributed import cluster, tf_config
 from reptile_tf.errors import UserError
 from reptile_tf.evaluate import Evaluator, meta_test_in_both_ways
 from reptile_tf.meta import MetaLearner
-from reptile_tf.progress import say
+from reptile_tf.problems import Problem, Sets
+from reptile_tf.progress import log
 from reptile_tf.settings import Settings, SettingsError, flag, names_of
 
 
-def run(settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> None:
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What training and evaluation begin with.
+
+    Attributes:
+      folder: of the run.
+      settings: with --pretrained, those of the trained network where it depends on them.
+      workers: of the cluster, this one among them.
+      placement: where and how it runs.
+      name: of the images in results.
+      images: all classes.
+      sets: the classes by set, "train" as split, not yet as trained on.
+    """
+
+    folder: RunFolder
+    settings: Settings
+    workers: cluster.Cluster
+    placement: device.Placement
+    name: str
+    images: ImageClasses
+    sets: Sets
+
+
+def run(settings: Settings, chosen: frozenset[str], problem: Problem) -> None:
     """Trains (unless `settings.pretrained`), evaluates and writes the results; as one of a cluster's, by TF_CONFIG.
 
     Args:
       settings: of the run.
       chosen: the names of the settings that the user chose.
-      benchmark: what to run on.
+      problem: what to train on.
 
     Raises:
       UserError: something the user can put right.
       train.Interrupted: SIGINT or SIGTERM while training.
     """
-    folder = RunFolder(settings.checkpoint)
     try:
-        with contextlib.ExitStack() as held:
-            _run(folder, settings, chosen, benchmark, held)
+        with contextlib.ExitStack() as held:  # the folder's lock
+            prepared = _prepare(settings, chosen, problem)
+            if settings.pretrained:
+                learner, checkpoint = _restore(prepared, problem)
+            else:
+                learner, checkpoint = _train(prepared, problem, held)
+            prepared.sets["train"] = problem.for_training(prepared.sets["train"])
+            evaluator = Evaluator(learner)
+            results = _evaluate(prepared, learner, evaluator)
+            if prepared.workers.is_chief:
+                _write(prepared, learner, evaluator, checkpoint, results)
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
         line = next(iter(str(error).splitlines()), "")
         flags = "--eval-batch or --filters" if settings.pretrained else "--meta-batch, --inner-batch or --filters"
@@ -51,74 +83,91 @@ def run(settings: Settings, chosen: frozenset[str], benchmark: Benchmark) -> Non
         raise UserError(f"cannot go on: {error}") from error
 
 
-def _run(
-    folder: RunFolder,
-    settings: Settings,
-    chosen: frozenset[str],
-    benchmark: Benchmark,
-    held: contextlib.ExitStack,
-) -> None:
-    """`run`; `held` gets the folder's lock."""
-    where = place.of_this_process()
-    if where.count > 1 and settings.in_turn and not settings.pretrained:
-        raise UserError("--in-turn passes Adam's state from task to task, on one worker: leave it out, or TF_CONFIG")
-    side_by_side = 1 if settings.in_turn else math.ceil(settings.meta_batch / where.count)
+def _prepare(settings: Settings, chosen: frozenset[str], problem: Problem) -> Prepared:
+    """Joins the cluster, places the work, loads the images and splits them."""
+    folder = RunFolder(settings.checkpoint)
+    where = tf_config.of_this_process()
+    if where.count > 1 and settings.sequential and not settings.pretrained:
+        raise UserError("--sequential passes Adam's state from task to task, on one worker: leave it out, or TF_CONFIG")
+    side_by_side = 1 if settings.sequential else math.ceil(settings.meta_batch / where.count)
     placement = device.configure(settings, device.cores() if settings.pretrained else side_by_side)
-    stacked = placement.stacked
     workers = cluster.join(where)
     workers.agree("flags", settings.determining_results())
-    workers.agree("mode", "stacked" if stacked else "branches")  # GPUs and CPUs give other sizes of blocks
+    workers.agree("mode", "stacked" if placement.stacked else "branches")  # GPUs and CPUs give other sizes of blocks
     if settings.pretrained:
         config = json.loads(workers.text_from_chief(lambda: json.dumps(folder.config())))
-        settings = _of_network_in(folder, config, settings, chosen, benchmark)
-    say(placement.line)
-    images, name = benchmark.load(settings)
-    say(f"{name}: {len(images):,} classes, {images.counts.sum():,} images")
+        settings = _of_network_in(folder, config, settings, chosen, problem)
+    log.info(placement.line)
+    images, name = problem.load(settings)
+    log.info(f"{name}: {len(images):,} classes, {images.counts.sum():,} images")
     workers.agree("images", [images.names, images.counts.tolist()], patient=True)
     if settings.pretrained:
         sets = _split_of(config, images)
-        sets["train"] = benchmark.for_training(sets["train"])
-        learner, checkpoint = _restored(folder, settings, benchmark, stacked, workers)
-        if workers.is_chief:
-            say(f"{folder.path}: trained for {checkpoint.iteration} meta-iterations")
     else:
-        sets = benchmark.split(images, settings.seed)
+        sets = problem.split(images, settings.seed)
         _check_enough(sets, settings)  # before a network of so many ways is made
-        keras.utils.set_random_seed(settings.seed % 2**32)
-        model = benchmark.network(settings.classes, settings.filters)
-        checks.classifier(model, images.images.shape[1:], settings.classes)
-        if workers.is_chief:
-            split = {part: list(classes.names) for part, classes in sets.items()}
-            config = {"benchmark": benchmark.name, "settings": settings.determining_weights(), "split": split}
-            held.enter_context(folder.claimed(config))
-        say(f"training; checkpoints and TensorBoard events go to {folder.path}")
-        sets["train"] = benchmark.for_training(sets["train"])
-        held_out = sets[benchmark.held_out]
-        learner = train.meta_train(
-            model, sets["train"], settings, held_out=held_out, folder=folder, stacked=stacked, cluster=workers
-        )
-        checkpoint = folder.load() if workers.is_chief else None
+    return Prepared(folder, settings, workers, placement, name, images, sets)
 
-    description = _description(settings, name, placement)
-    say(f"evaluating {description['task']}")
-    evaluator, began = Evaluator(learner), time.monotonic()
-    results = {}
-    for part, classes in sets.items():
+
+def _train(prepared: Prepared, problem: Problem, held: contextlib.ExitStack) -> tuple[MetaLearner, Checkpoint | None]:
+    """The trained learner, and for the chief the last checkpoint; the folder stays locked while `held` is open."""
+    folder, settings, images = prepared.folder, prepared.settings, prepared.images
+    keras.utils.set_random_seed(settings.seed % 2**32)
+    model = problem.network(settings)
+    checks.classifier(model, images.images.shape[1:], settings.classes)
+    if prepared.workers.is_chief:
+        config = configuration.of_run(problem, settings, model, images, prepared.sets)
+        held.enter_context(folder.claimed(config))
+    log.info(f"training; checkpoints and TensorBoard events go to {folder.path}")
+    learner = train.meta_train(
+        model,
+        problem.for_training(prepared.sets["train"]),
+        settings,
+        held_out=prepared.sets[problem.validation],
+        folder=folder,
+        stacked=prepared.placement.stacked,
+        cluster=prepared.workers,
+    )
+    return learner, folder.load() if prepared.workers.is_chief else None
+
+
+def _restore(prepared: Prepared, problem: Problem) -> tuple[MetaLearner, Checkpoint | None]:
+    """The learner in the folder, and for the chief its checkpoint."""
+    folder, settings = prepared.folder, prepared.settings
+    learner = learners.make_learner(
+        problem.network(settings), settings, prepared.images.scale, prepared.placement.stacked, prepared.workers
+    )
+    checkpoint = learners.restore_from(folder, learner)
+    if prepared.workers.is_chief:
+        log.info(f"{folder.path}: trained for {checkpoint.iteration} meta-iterations")
+    return learner, checkpoint
+
+
+def _evaluate(prepared: Prepared, learner: MetaLearner, evaluator: Evaluator) -> dict[str, Any]:
+    """The accuracies on each set of classes, both ways, and what they are of."""
+    settings, began = prepared.settings, time.monotonic()
+    results = _description(settings, prepared.name, prepared.placement)
+    log.info(f"evaluating {results['task']}")
+    for part, classes in prepared.sets.items():
         both = meta_test_in_both_ways(learner, classes, settings, evaluator=evaluator, progress=f"{part} tasks")
         asked, other = both[settings.transductive], both[not settings.transductive]
         way = "not transductive" if settings.transductive else "transductive"
-        say(f"{part} accuracy: {asked}; {way}: {other}")
+        log.info(f"{part} accuracy: {asked}; {way}: {other}")
         results |= {part: asked._asdict(), f"{part}, {way}": other._asdict()}
-    if not workers.is_chief:
-        return
+    return results | {"evaluation_seconds": time.monotonic() - began, "workers": prepared.workers.count}
+
+
+def _write(
+    prepared: Prepared, learner: MetaLearner, evaluator: Evaluator, checkpoint: Checkpoint, results: dict[str, Any]
+) -> None:
+    """The results; after training the model and the pictures, too."""
+    folder, settings = prepared.folder, prepared.settings
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
     results |= {
         "meta_iterations": checkpoint.iteration,
         "training_seconds": checkpoint.seconds,
-        "evaluation_seconds": time.monotonic() - began,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
-        "workers": workers.count,
-    } | description
+    }
     how = f"{settings.shots}shot{'-transductive' if settings.transductive else ''}"
     file = f"evaluation-{how}.json" if settings.pretrained else "results.json"
     files.write_text(folder.path / file, json.dumps(results, indent=1) + "\n")
@@ -126,47 +175,12 @@ def _run(
         with files.replacing(folder.path / "model.keras") as part:
             learner.model.save(part)
         if len(checkpoint.history):
-            plots.learning_curve(folder.path / "learning_curve.png", checkpoint.history, name)
-        batch = tasks.evaluation_tasks(sets["test"], **settings.evaluation_arguments(), count=evaluator.tasks)
+            plots.learning_curve(folder.path / "learning_curve.png", checkpoint.history, prepared.name)
+        test = prepared.sets["test"]
+        batch = tasks.evaluation_tasks(test, **settings.evaluation_arguments(), count=evaluator.tasks)
         logits = evaluator.logits(batch)[settings.transductive][0]
         plots.adapted_task(folder.path / "test_task.png", batch, tf.nn.softmax(logits).numpy())
-    say(f"{file} is in {folder.path}" + ("" if settings.pretrained else ", with model.keras and the pictures"))
-
-
-def load(path: str | pathlib.Path) -> MetaLearner:
-    """The trained learner in a run's folder, with its optimizers' moments, ready to `adapt` or to be evaluated.
-
-    Raises:
-      UserError: there is none, or it cannot be read.
-    """
-    folder = RunFolder(path)
-    config = folder.config()
-    try:
-        benchmark, settings = BENCHMARKS[config["benchmark"]], Settings(**config["settings"])
-    except (KeyError, SettingsError, TypeError) as error:
-        raise UserError(f"{folder.path} holds a network that this version does not know: {error!r}") from error
-    return _restored(folder, settings, benchmark, stacked=False)[0]
-
-
-def _restored(
-    folder: RunFolder,
-    settings: Settings,
-    benchmark: Benchmark,
-    stacked: bool,
-    workers: cluster.Cluster = cluster.ALONE,
-) -> tuple[MetaLearner, Checkpoint | None]:
-    """The learner of the folder's newest checkpoint, its model too; the checkpoint is for the chief only."""
-    checkpoint = folder.load() if workers.is_chief else None
-    if checkpoint is None and workers.is_chief:
-        raise UserError(f"no checkpoint in {folder.path} yet: train first")
-    model = benchmark.network(settings.classes, settings.filters)
-    learner = train.make_learner(model, settings, benchmark.scale, stacked, workers)
-    if checkpoint:
-        train.restore(learner, checkpoint)
-    if workers.count > 1:
-        train.take_from_chief(learner, 0)
-    learner.update_model()
-    return learner, checkpoint
+    log.info(f"{file} is in {folder.path}" + ("" if settings.pretrained else ", with model.keras and the pictures"))
 
 
 def _check_enough(sets: Sets, settings: Settings) -> None:
@@ -177,11 +191,11 @@ def _check_enough(sets: Sets, settings: Settings) -> None:
 
 
 def _of_network_in(
-    folder: RunFolder, config: dict[str, Any], settings: Settings, chosen: frozenset[str], benchmark: Benchmark
+    folder: RunFolder, config: dict[str, Any], settings: Settings, chosen: frozenset[str], problem: Problem
 ) -> Settings:
     """`settings`, but all that determines weights as in the folder; refuses a choice of another network."""
-    if config["benchmark"] != benchmark.name:
-        raise UserError(f"{folder.path} holds a network for {config['benchmark']}, not for {benchmark.name}")
+    if config["problem"] != problem.name:
+        raise UserError(f"{folder.path} holds a network for {config['problem']}, not for {problem.name}")
     trained = config["settings"]
     fixed = names_of(fixed=True)
     wrong = [n for n in fixed if n in chosen and getattr(settings, n) != trained.get(n, getattr(settings, n))]

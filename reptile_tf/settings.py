@@ -1,4 +1,4 @@
-"""Every setting of a run, with the original code's defaults, and the paper's settings as presets.
+"""Every setting of a run, with the original code's defaults.
 
 Nothing here imports TensorFlow, so that `--help` and a mistyped flag answer at once.
 """
@@ -6,7 +6,10 @@ Nothing here imports TensorFlow, so that `--help` and a mistyped flag answer at 
 import dataclasses
 import math
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reptile_tf.problems import Problem
 
 # Groups of settings in --help.
 TASKS, INNER, OUTER = "Tasks", "Inner loop (training)", "Outer step"
@@ -56,17 +59,20 @@ class Settings:
     replacement: bool = _setting(False, INNER, "draw each minibatch by itself instead of dealing out the shuffled task",
                                  fixed=True)
     learning_rate: float = _setting(1e-3, INNER, "of the inner optimizer", low=0, fixed=True)
-    sgd: bool = _setting(False, INNER, "plain SGD as inner optimizer instead of Adam with beta_1 = 0", fixed=True)
+    inner_optimizer: str = _setting("adam", INNER, "adam: with beta_1 = 0, as the paper's", choices=("adam", "sgd"),
+                                    fixed=True)
     weight_decay: float = _setting(1.0, INNER, "factor on all weights before every step (1: none)", low=0, fixed=True)
-    foml: bool = _setting(False, INNER, "first-order MAML instead of Reptile")
-    maml: bool = _setting(False, INNER, "MAML with its second derivatives: the last of the --inner-iters minibatches "
-                                        "is the query set, the others are steps of SGD; needs --sgd")
-    gradients: str = _setting("", INNER, "which of the k inner gradients the meta-gradient sums, as in 1,2 (all: "
-                                         "Reptile; k alone: first-order MAML)")
-    foml_tail: int = _setting(0, INNER, "with --foml or --maml: images of each class set aside as the last minibatch "
+    algorithm: str = _setting(None, INNER, "the meta-gradient: reptile (the default); foml, first-order MAML; maml, "
+                                           "with second derivatives: the last of the --inner-iters minibatches is "
+                                           "the query set, the others are steps of SGD (needs --inner-optimizer sgd); "
+                                           "partial-sum, of --gradients",
+                              choices=("reptile", "foml", "maml", "partial-sum"))
+    gradients: str = _setting("", INNER, "which of the k inner gradients a partial sum adds, as in 1,2 (all: Reptile; "
+                                         "k alone: first-order MAML)")
+    foml_tail: int = _setting(0, INNER, "with foml or maml: images of each class set aside as the last minibatch "
                                         "(0: the last minibatch is dealt like the others)", low=0)
-    in_turn: bool = _setting(False, INNER, "run the tasks of a meta-batch one after another, Adam's state passed on, "
-                                           "as the original does; else side by side, the states averaged")
+    sequential: bool = _setting(False, INNER, "run the tasks of a meta-batch one after another, Adam's state passed "
+                                              "on, as the original does; else side by side, the states averaged")
 
     meta_step: float = _setting(None, OUTER, "first step size of the outer step (0.1; with --meta-optimizer adam its "
                                              "learning rate, 0.001)", low=0)
@@ -109,6 +115,8 @@ class Settings:
         object.__setattr__(self, "meta_step", first)
         if self.meta_step_final is None:
             object.__setattr__(self, "meta_step_final", first if is_adam else 0.1)
+        if self.algorithm is None:
+            object.__setattr__(self, "algorithm", "partial-sum" if self.gradients else "reptile")
         for field in dataclasses.fields(self):
             value = _of_type(field.type, getattr(self, field.name), field.name)
             object.__setattr__(self, field.name, value)  # the dataclass is frozen
@@ -124,17 +132,17 @@ class Settings:
             raise SettingsError(f"--meta-batch x --inner-iters x --inner-batch must be at most {MOST_SAMPLES}")
         if max(self.eval_iters, 1) * self.eval_batch > MOST_SAMPLES:
             raise SettingsError(f"--eval-iters x --eval-batch must be at most {MOST_SAMPLES}")
-        if self.foml + self.maml + bool(self.gradients) > 1:
-            raise SettingsError("--foml, --maml and --gradients exclude each other")
-        if self.maml and not self.sgd:
-            raise SettingsError("--maml needs --sgd: it differentiates through steps of SGD")
+        if bool(self.gradients) != (self.algorithm == "partial-sum"):
+            raise SettingsError("--gradients and --algorithm partial-sum need each other")
+        if self.algorithm == "maml" and self.inner_optimizer != "sgd":
+            raise SettingsError("--algorithm maml needs --inner-optimizer sgd: it differentiates through steps of SGD")
         if self.gradients and not 1 <= min(self.inner_gradients) <= max(self.inner_gradients) <= self.inner_iters:
             raise SettingsError(
                 f"--gradients must be numbers from 1 to --inner-iters {self.inner_iters}, as in 1,2, "
                 f"not {self.gradients!r}"
             )
         if self.foml_tail and not self.last_minibatch_apart:
-            raise SettingsError("--foml-tail needs --foml or --maml")
+            raise SettingsError("--foml-tail needs --algorithm foml or maml")
         if self.foml_tail >= self.images_per_class:
             raise SettingsError(
                 f"--foml-tail {self.foml_tail} leaves none of the {self.images_per_class} images of a class "
@@ -159,7 +167,7 @@ class Settings:
     @property
     def last_minibatch_apart(self) -> bool:
         """Whether a task's last minibatch is treated apart: it alone counts, or is the query set."""
-        return self.foml or self.maml
+        return self.algorithm in ("foml", "maml")
 
     @property
     def inner_gradients(self) -> set[int]:
@@ -193,18 +201,24 @@ class Settings:
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "Settings":
-        """The paper's setting of a name in `PRESETS`, with changes.
+        """A problem's setting of a name, with changes.
 
         Raises:
           SettingsError: there is none, or as for the class itself.
         """
-        problem = next((problem for problem, presets in PRESETS.items() if name in presets), None)
-        if problem is None:
-            known = ", ".join(preset for presets in PRESETS.values() for preset in presets)
-            raise SettingsError(f"unknown preset {name!r}; there are: {known}")
-        values = DEFAULTS[problem] | PRESETS[problem][name]
+        from reptile_tf import problems  # which are made of settings
+
+        known = {preset: problem for problem in map(problems.find, problems.names()) for preset in problem.presets}
+        if name not in known:
+            raise SettingsError(f"unknown preset {name!r}; there are: {', '.join(known)}")
+        return cls.of(known[name], name, **changes)
+
+    @classmethod
+    def of(cls, problem: "Problem", preset: str = "", **changes: Any) -> "Settings":
+        """A problem's defaults or one of its presets, with changes; raises SettingsError as the class itself."""
+        values = problem.defaults | problem.presets.get(preset, {})
         if changes.get("meta_optimizer") == "adam":  # the preset's steps are for interpolation
-            del values["meta_step"], values["meta_step_final"]
+            values = {name: value for name, value in values.items() if not name.startswith("meta_step")}
         return cls(**(values | changes))
 
     def determining_weights(self) -> dict[str, Any]:
@@ -248,32 +262,27 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-_ANNEALED = {"meta_step": 1.0, "meta_step_final": 0.0, "meta_batch": 5}
-
-
-def _omniglot(way: int, shots: int) -> dict[str, Any]:
-    common = {"shots": shots, "classes": way, "train_shots": 10, "eval_iters": 50}
-    if way == 5:
-        inner = {"inner_batch": 10, "inner_iters": 5, "learning_rate": 1e-3, "meta_iters": 100_000, "eval_batch": 5}
-    else:
-        inner = {"inner_batch": 20, "inner_iters": 10, "learning_rate": 5e-4, "meta_iters": 200_000, "eval_batch": 10}
-    return _ANNEALED | common | inner
-
-
-def _miniimagenet(shots: int) -> dict[str, Any]:
-    common = {"shots": shots, "classes": 5, "train_shots": 15, "eval_iters": 50, "eval_batch": 5 if shots == 1 else 15}
-    return _ANNEALED | common | {"inner_batch": 10, "inner_iters": 8, "learning_rate": 1e-3, "meta_iters": 100_000}
-
-
-# The paper's settings (appendix A, tables 1 and 2). `shots` and the eval settings do not touch training.
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "omniglot": {f"omniglot-{shots}shot-{way}way": _omniglot(way, shots) for way in (5, 20) for shots in (1, 5)},
-    "miniimagenet": {f"miniimagenet-{shots}shot-5way": _miniimagenet(shots) for shots in (1, 5)},
+# The original's flags, and earlier names, that are a value of a setting now.
+ALIASES: dict[str, tuple[str, Any]] = {
+    "foml": ("algorithm", "foml"),
+    "maml": ("algorithm", "maml"),
+    "sgd": ("inner_optimizer", "sgd"),
+    "in_turn": ("sequential", True),
 }
 
-# Defaults that differ from those above, and settings that only one benchmark has.
-DEFAULTS: dict[str, dict[str, Any]] = {"omniglot": {}, "miniimagenet": {"filters": 32}}
-ONLY = {"source": "omniglot", "skip_bad_images": "miniimagenet"}
-# Benchmarks that are faster with oneDNN's convolutions, which TensorFlow would not choose by itself on AMD's
-# processors. TF_ENABLE_ONEDNN_OPTS=1 has to be there when TensorFlow is first imported.
-WITH_ONEDNN = ("miniimagenet",)
+
+def renamed(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings by name, as an earlier version or a command line has them, by today's names.
+
+    Raises:
+      SettingsError: two of them contradict each other.
+    """
+    new = {name: value for name, value in values.items() if name not in ALIASES}
+    said = {name: flag(name) for name in new}
+    for alias, (name, value) in ALIASES.items():
+        if values.get(alias) is not True:
+            continue
+        if new.setdefault(name, value) != value:
+            raise SettingsError(f"{flag(alias)} and {said[name]} exclude each other")
+        said.setdefault(name, flag(alias))
+    return new

@@ -270,9 +270,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         backend.check()
-        from reptile_tf import run
+        from reptile_tf import learners
 
-        export(run.load(arguments.checkpoint), arguments.out, arguments.inner_steps)
+        export(learners.load(arguments.checkpoint), arguments.out, arguments.inner_steps)
     except UserError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import pathlib
+import re
 import signal
 import threading
 import time
@@ -12,15 +14,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from reptile_tf import checks, feed, tasks
+from reptile_tf import checks, configuration, feed, tasks
 from reptile_tf.checkpoint import Checkpoint, RunFolder
-from reptile_tf.cluster import ALONE, Cluster
 from reptile_tf.data.image_classes import ImageClasses
+from reptile_tf.distributed.cluster import ALONE, Cluster
 from reptile_tf.errors import UserError
 from reptile_tf.evaluate import Accuracy, Evaluator, accuracy_by_task
+from reptile_tf.learners import make_learner, restore, take_from_chief
 from reptile_tf.meta import MetaLearner
-from reptile_tf.meta_gradients import MetaGradient, foml, maml, partial_sum, reptile
-from reptile_tf.progress import Progress, say
+from reptile_tf.progress import Progress, log
 from reptile_tf.settings import Settings
 from reptile_tf.state import NotFiniteError
 
@@ -79,16 +81,18 @@ def meta_train(
     checks.classifier(model, classes.images.shape[1:], settings.classes)
     for part in filter(None, (classes, held_out)):
         if same := part.without_variety():
-            say(f"warning: all images of a class are the same in {len(same)} of {len(part)}, such as {same[0]}")
+            log.warning(f"all images of a class are the same in {len(same)} of {len(part)}, such as {same[0]}")
     with contextlib.ExitStack() as held:
         if folder is not None:
             if not folder.is_claimed:
-                held.enter_context(folder.claimed(_library_config(settings, classes, held_out)))
+                split = {"train": classes} | ({} if held_out is None else {"held out": held_out})
+                config = configuration.of_run(None, settings, model, classes, split)
+                held.enter_context(folder.claimed(config))
             checkpoint = folder.load()
         if checkpoint is None:
             checkpoint = Checkpoint(0, 0.0, learner.state(), np.zeros([0, 3]))
         elif checkpoint.iteration:
-            say(f"going on from meta-iteration {checkpoint.iteration}")
+            log.info(f"going on from meta-iteration {checkpoint.iteration}")
         restore(learner, checkpoint)
         if cluster.count > 1:
             checkpoint = checkpoint._replace(iteration=take_from_chief(learner, checkpoint.iteration))
@@ -98,56 +102,6 @@ def meta_train(
         finally:
             learner.update_model()
     return learner
-
-
-def _library_config(settings: Settings, classes: ImageClasses, held_out: ImageClasses | None) -> dict[str, Any]:
-    """What a folder is claimed with unless a command has done so: with other settings or classes it is refused."""
-    split = {"train": list(classes.names)} | ({"held out": list(held_out.names)} if held_out is not None else {})
-    return {"benchmark": "library", "settings": settings.determining_weights(), "split": split}
-
-
-def make_learner(
-    model: keras.Model, settings: Settings, scale: float, stacked: bool = False, cluster: Cluster = ALONE
-) -> MetaLearner:
-    """The learner that `settings` describe."""
-    if settings.sgd:
-        inner = keras.optimizers.SGD(settings.learning_rate)
-    else:
-        inner = keras.optimizers.Adam(settings.learning_rate, beta_1=0.0, beta_2=0.999, epsilon=1e-8)
-    return MetaLearner(
-        model,
-        inner,
-        keras.optimizers.Adam() if settings.meta_optimizer == "adam" else keras.optimizers.SGD(),
-        meta_gradient=_meta_gradient(settings),
-        meta_batch=settings.meta_batch,
-        sequential=settings.in_turn,
-        stacked=stacked,
-        weight_decay=settings.weight_decay,
-        scale=scale,
-        cluster=cluster,
-    )
-
-
-def _meta_gradient(settings: Settings) -> MetaGradient:
-    if settings.gradients:
-        return partial_sum(settings.inner_gradients)
-    return maml if settings.maml else foml if settings.foml else reptile
-
-
-def restore(learner: MetaLearner, checkpoint: Checkpoint) -> None:
-    """Sets the learner to a checkpoint; raises UserError if it is of another network or optimizer."""
-    try:
-        learner.restore(checkpoint.state)
-    except ValueError as error:
-        raise UserError(f"the checkpoint does not fit: {error}") from error
-
-
-def take_from_chief(learner: MetaLearner, iteration: int) -> int:
-    """Sets all workers' learners to the chief's; returns its meta-iteration. Only the chief needs a checkpoint."""
-    state = learner.state()
-    iteration, *values = learner.cluster.from_chief([np.array(iteration), *state.values()])
-    learner.restore(dict(zip(state, values, strict=True)))
-    return int(iteration)
 
 
 def _train(
@@ -187,7 +141,9 @@ def _train(
     images, drawable = None, classes
     if learner.network.stacked:
         images, drawable = feed.images_on_gpu(classes)
-        say(f"memory of a meta-iteration: {learner.step_bytes(settings.inner_batch) / 1e9:.1f} GB by a high estimate")
+        log.info(
+            f"memory of a meta-iteration: {learner.step_bytes(settings.inner_batch) / 1e9:.1f} GB by a high estimate"
+        )
 
     def draw(iteration: int) -> tasks.Tasks:
         return tasks.training_tasks(drawable, iteration=iteration, **mine)
@@ -197,7 +153,7 @@ def _train(
     note = ""
     with (
         _signals(cluster) as caught,
-        _events(folder) as events,
+        _events(folder, done) as events,
         feed.Feed(draw, done, settings.meta_iters, every, settings.save_interval, *alone) as fed,
         Progress("meta-iteration", settings.meta_iters, done) as progress,
     ):
@@ -256,8 +212,12 @@ def _signals(cluster: Cluster) -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def _events(folder: RunFolder | None) -> Iterator:
-    """A function that writes named scalars of a step to TensorBoard events."""
+def _events(folder: RunFolder | None, done: int) -> Iterator:
+    """A function that writes named scalars of a step to TensorBoard events, after `done` steps.
+
+    A run that was killed may have written later steps, which come again: TensorBoard is told to drop the old ones. For
+    that tf.summary has no function, so the events are written as the records that they are.
+    """
     if folder is None:
         yield lambda step, **scalars: None
         return
@@ -271,18 +231,27 @@ def _events(folder: RunFolder | None) -> Iterator:
             reason = error.message.splitlines()[0].rpartition("; ")[2]
             raise UserError(f"cannot write TensorBoard events to {path}: {reason}") from error
 
+    def put(step: int, **what: Any) -> None:
+        with told():
+            writer.write(tf.compat.v1.Event(wall_time=time.time(), step=step, **what).SerializeToString())
+            writer.flush()  # what comes before a checkpoint does not come again
+
     def write(step: int, **scalars: float) -> None:
-        with told(), writer.as_default(step):
-            for name, value in scalars.items():
-                tf.summary.scalar(name, value)
+        # Not tensors, as tf.summary's: TensorBoard's EventAccumulator does not drop those.
+        values = [tf.compat.v1.Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        put(step, summary=tf.compat.v1.Summary(value=values))
 
     with told():
-        writer = tf.summary.create_file_writer(os.fsencode(path))
-    try:
+        tf.io.gfile.makedirs(os.fsencode(path))
+        writer = tf.io.TFRecordWriter(os.fsencode(path / _events_name(path)))
+    with contextlib.closing(writer):
+        put(0, file_version="brain.Event:2")
+        put(done + 1, session_log=tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START))
         yield write
-    except BaseException:
-        with contextlib.suppress(tf.errors.OpError):  # the first error is the one to tell
-            writer.close()
-        raise
-    with told():
-        writer.close()
+
+
+def _events_name(path: pathlib.Path) -> str:
+    """A name after those in the folder, even if the clock was set back: TensorBoard reads files in order of names."""
+    found = [re.match(r"events\.out\.tfevents\.(\d{10})\.", file.name) for file in path.iterdir()]
+    number = max([int(time.time()), *(int(name[1]) + 1 for name in found if name)])
+    return f"events.out.tfevents.{number:010}.v2"

@@ -13,10 +13,11 @@ import tensorflow as tf
 from made_imagenet import ImageNet
 from mirrors import make_mirror
 
-from reptile_tf import cli, data, device, feed
+from reptile_tf import cli, data, device, feed, progress
 from reptile_tf.evaluate import Evaluator
 from reptile_tf.meta import MetaLearner
 from reptile_tf.network import Predictions
+from reptile_tf.problems.omniglot import PROBLEM
 
 DEMO = pathlib.Path(__file__).parent.parent / "demo"
 in_node = pytest.mark.skipif(
@@ -90,6 +91,12 @@ def direct(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
+@pytest.fixture(autouse=True)
+def shown():
+    """What the library logs goes to standard output, as in the commands."""
+    progress.show_progress()
+
+
 @pytest.fixture
 def main(monkeypatch, capsys, tmp_path):
     """Runs the script's main function in an empty folder: (exit code, the error line)."""
@@ -97,7 +104,7 @@ def main(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments):
-        code = cli.main(["run_omniglot.py", *arguments], "What it does.", "omniglot")
+        code = cli.main(["run_omniglot.py", *arguments], "What it does.", PROBLEM)
         return code, capsys.readouterr().err
 
     return call

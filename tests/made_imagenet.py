@@ -12,7 +12,7 @@ import zipfile
 import PIL.Image
 from mirrors import digest_of
 
-from reptile_tf.data import imagenet
+from reptile_tf.fetch import imagenet
 
 SCRIPT = pathlib.Path(__file__).parents[1] / "fetch_data.sh"
 VARIABLES = ("IMAGENET_TAR", "IMAGENET_DIR", "MINIIMAGENET_DIR")

@@ -10,7 +10,7 @@ import sys
 import threading
 import zipfile
 
-from reptile_tf.data import archive
+from reptile_tf.fetch import archive
 
 SCRIPT = pathlib.Path(__file__).parents[1] / "fetch_data.sh"
 # Contents that do not compress, so that an archive can break off in the middle of one.

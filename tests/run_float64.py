@@ -8,8 +8,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 
 from reptile_tf import cli
+from reptile_tf.problems.omniglot import PROBLEM
 
 if __name__ == "__main__":
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
-    sys.exit(cli.main(sys.argv, __doc__, "omniglot"))
+    sys.exit(cli.main(sys.argv, __doc__, PROBLEM))

@@ -6,8 +6,10 @@ import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from reptile_tf import cli, cluster
+from reptile_tf import cli
+from reptile_tf.distributed import cluster
 from reptile_tf.meta import MetaLearner
+from reptile_tf.problems.omniglot import PROBLEM
 
 if __name__ == "__main__":
     cluster.PATIENCE = 15.0
@@ -20,4 +22,4 @@ if __name__ == "__main__":
         return steps(self, *arguments, **options)
 
     MetaLearner.steps = hanging_steps
-    sys.exit(cli.main(sys.argv, __doc__, "omniglot"))
+    sys.exit(cli.main(sys.argv, __doc__, PROBLEM))

@@ -15,7 +15,7 @@ import tensorflow as tf
 from matplotlib import image
 
 import reptile_tf
-from reptile_tf import benchmarks, tasks
+from reptile_tf import tasks
 from reptile_tf.checkpoint import RunFolder
 from reptile_tf.data import ImageClasses
 from reptile_tf.errors import UserError
@@ -93,7 +93,11 @@ def test_load_gives_the_trained_learner_back(trained):
 
 @pytest.mark.parametrize(
     ("of_config", "message"),
-    [({"benchmark": "chess"}, "does not know: KeyError.*chess"), ({"settings": {"depth": 3}}, "does not know.*depth")],
+    [
+        ({"problem": "chess", "network": None}, "'chess', is not known: give the network as load"),
+        ({"settings": {"depth": 3, "algorithm": "reptile"}}, "does not know.*depth"),
+        ({"settings": []}, "does not know"),
+    ],
 )
 def test_load_names_a_network_that_it_does_not_know(trained, tmp_path, of_config, message):
     (tmp_path / "config.json").write_text(sealed(RunFolder(trained[0]).config() | of_config))
@@ -173,7 +177,7 @@ def test_the_other_ways_to_train_run_too(tmp_path):
 def rehearse(main, rehearsed, glyphs, monkeypatch):
     """Runs the script on few glyphs; it trains and adapts as `rehearsed` says."""
     monkeypatch.setattr("reptile_tf.data.glyphs.load", lambda: glyphs)
-    monkeypatch.setattr(benchmarks, "OMNIGLOT_TRAINING_CHARACTERS", 30)
+    monkeypatch.setattr("reptile_tf.problems.omniglot.TRAINING_CHARACTERS", 30)
 
     def call(*arguments):
         assert main(*arguments) == (0, "")
@@ -259,7 +263,7 @@ def test_other_settings_for_a_trained_folder_are_refused(main, trained):
     before = {p: p.read_bytes() for p in folder.glob("*.*")}
     code, error = main(*TINY, f"--checkpoint={folder}", "--inner-iters=3", "--sgd")
     assert code == 1
-    assert "--inner-iters 2 there, 3 here; --sgd False there, True here" in error
+    assert "--inner-iters 2 there, 3 here; --inner-optimizer adam there, sgd here" in error
     assert {p: p.read_bytes() for p in folder.glob("*.*")} == before
 
 

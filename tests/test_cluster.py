@@ -12,12 +12,15 @@ import tensorflow as tf
 from claims import claim
 from workers import TINY, cluster, ended, start
 
-from reptile_tf import cli, device, place
+from reptile_tf import cli, device
 from reptile_tf.checkpoint import RunFolder
-from reptile_tf.cluster import _lost, _Watch
-from reptile_tf.errors import UserError
-from reptile_tf.place import Place
+from reptile_tf.distributed import tf_config
+from reptile_tf.distributed.cluster import _lost, _Watch
+from reptile_tf.distributed.tf_config import Place
+from reptile_tf.errors import ClusterError, UserError
+from reptile_tf.problems.omniglot import PROBLEM
 
+LOST = 75
 TWO = ("127.0.0.1:2000", "127.0.0.1:2001")
 THREE = Place(
     ("a:1", "b:1", "c:1"),
@@ -52,7 +55,7 @@ def test_a_mistake_in_tf_config_gets_one_line(monkeypatch, tmp_path, capsys, tex
     monkeypatch.setattr(device, "configure", lambda *_: device.Placement(False, {}, "device: none"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TF_CONFIG", text)
-    assert cli.main(["run_omniglot.py", "--source=glyphs"], "What it does.", "omniglot") == 1
+    assert cli.main(["run_omniglot.py", "--source=glyphs"], "What it does.", PROBLEM) == 1
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("run_omniglot.py: ")
@@ -63,24 +66,63 @@ def test_a_mistake_in_tf_config_gets_one_line(monkeypatch, tmp_path, capsys, tex
 def test_tasks_in_turn_are_for_one_worker(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TF_CONFIG", config())
-    assert cli.main(["run_omniglot.py", "--source=glyphs", "--in-turn"], "What it does.", "omniglot") == 1
-    assert "--in-turn passes Adam's state from task to task, on one worker: leave it out" in capsys.readouterr().err
+    assert cli.main(["run_omniglot.py", "--source=glyphs", "--in-turn"], "What it does.", PROBLEM) == 1
+    assert "--sequential passes Adam's state from task to task, on one worker: leave it out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "{}", config(TWO[:1])])
 def test_a_cluster_of_one_is_none(monkeypatch, text):
     monkeypatch.setenv("TF_CONFIG", text)
-    assert place.of_this_process() == Place()
-    assert place.of_this_process().count == 1
+    assert tf_config.of_this_process() == Place()
+    assert tf_config.of_this_process().count == 1
 
 
 def test_the_chief_comes_first(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", config(index=1, chief=["127.0.0.1:1999"]))
-    where = place.of_this_process()
+    where = tf_config.of_this_process()
     assert where.index == 2
     assert where.addresses == ("127.0.0.1:1999", *TWO)
     assert where.jobs[0] == "/job:chief/replica:0/task:0"
     assert where.jobs[2] == "/job:worker/replica:0/task:1"
+
+
+@pytest.mark.parametrize(
+    ("variable", "scheduler"), [("SLURM_STEP_NUM_TASKS", "srun"), ("OMPI_COMM_WORLD_SIZE", "mpirun")]
+)
+def test_many_that_a_scheduler_started_without_tf_config_do_not_train_alone(monkeypatch, variable, scheduler):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    monkeypatch.setenv(variable, "1")
+    assert tf_config.of_this_process() == Place()
+    monkeypatch.setenv(variable, "4")
+    with pytest.raises(UserError, match=rf"{scheduler} has started 4 of this, but TF_CONFIG does not say where"):
+        tf_config.of_this_process()
+    monkeypatch.setenv("TF_CONFIG", "{}")
+    assert tf_config.of_this_process() == Place()
+
+
+def test_an_ipv6_address_stands_in_brackets(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", config(["[::1]:2000", "[::1]:2001"]))
+    assert tf_config.of_this_process().addresses == ("[::1]:2000", "[::1]:2001")
+    monkeypatch.setenv("TF_CONFIG", config(["::1:2000", "[::1]:2001"]))
+    with pytest.raises(
+        UserError, match=r"address '::1:2000': it has to be like 'host0:2222' or '\[2001:db8::1\]:2222'"
+    ):
+        tf_config.of_this_process()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_workers_meet_by_either_kind_of_address(host):
+    if host == "[::1]":
+        try:
+            socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+        except OSError:
+            pytest.skip("this host has no IPv6")
+    free, own = listening()
+    free.close()
+    there = tf_config._listener(0)
+    with there:
+        port = there.getsockname()[1]
+        tf_config.meet(Place((own, f"{host}:{port}"), ("", ""), 0, 5.0))
 
 
 def listening():
@@ -92,8 +134,11 @@ def listening():
 
 def test_a_port_that_is_taken_is_named():
     taken, address = listening()
-    with taken, pytest.raises(UserError, match=rf"worker 0 \({address}\) cannot use its port \(Address already in use"):
-        place.meet(Place((address, TWO[1]), ("", ""), 0))
+    with (
+        taken,
+        pytest.raises(ClusterError, match=rf"worker 0 \({address}\) cannot use its port \(Address already in use"),
+    ):
+        tf_config.meet(Place((address, TWO[1]), ("", ""), 0))
 
 
 @pytest.mark.parametrize("text", ["1m", "", "0", "nan", "inf"])
@@ -101,15 +146,15 @@ def test_a_wrong_time_to_join_is_named(monkeypatch, text):
     monkeypatch.setenv("TF_CONFIG", config())
     monkeypatch.setenv("REPTILE_JOIN_SECONDS", text)
     with pytest.raises(UserError, match=f"REPTILE_JOIN_SECONDS is '{text}': it has to be a number of seconds"):
-        place.of_this_process()
+        tf_config.of_this_process()
 
 
 def test_those_who_never_come_are_named():
     there, address = listening()
     free, own = listening()
     free.close()
-    with there, pytest.raises(UserError, match=r"no answer from worker 2 \(127.0.0.1:1\) in 0 s: start all workers"):
-        place.meet(Place((own, address, "127.0.0.1:1"), ("", "", ""), 0, 0.5))
+    with there, pytest.raises(ClusterError, match=r"no answer from worker 2 \(127.0.0.1:1\) in 0 s: start all workers"):
+        tf_config.meet(Place((own, address, "127.0.0.1:1"), ("", "", ""), 0, 0.5))
 
 
 @pytest.mark.parametrize(
@@ -164,8 +209,8 @@ class Store:
 @pytest.mark.parametrize("patient", [False, True])
 def test_those_who_do_not_come_to_an_exchange_are_named(monkeypatch, capsys, patient):
     store = Store()
-    monkeypatch.setattr("reptile_tf.cluster.context", types.SimpleNamespace(context=lambda: store))
-    monkeypatch.setattr("reptile_tf.cluster.PATIENCE", 1.5)
+    monkeypatch.setattr("reptile_tf.distributed.cluster.context", types.SimpleNamespace(context=lambda: store))
+    monkeypatch.setattr("reptile_tf.distributed.cluster.PATIENCE", 1.5)
     said = ""
     with _Watch(THREE).over(patient):
         deadline = time.monotonic() + 30
@@ -197,7 +242,9 @@ def test_a_worker_lost_while_all_join_is_told_of(tmp_path):
     free.close()
     with silent:
         environment = {"TF_CONFIG": config([own, address]), "REPTILE_JOIN_SECONDS": "8"}
-        said = ended(start(["run_omniglot.py", *TINY, f"--checkpoint={tmp_path}/run"], **environment), code=1)
+        said = ended(
+            start(["run_omniglot.py", *TINY, f"--checkpoint={tmp_path}/run"], **environment), code=-signal.SIGALRM
+        )
     assert said[-1] == f"worker 0 ({own}): another worker ended while all joined: this one stops too; start all again"
 
 
@@ -206,7 +253,7 @@ def test_a_stopped_worker_is_named_within_a_minute(tmp_path):
     processes, addresses = cluster(2, f"--checkpoint={tmp_path}/run", "--meta-iters=1000000")
     wait_for(tmp_path / "run" / "checkpoint-0000005.npz", processes[0])
     processes[0].send_signal(signal.SIGSTOP)
-    said = ended(processes[1], code=1, seconds=60)
+    said = ended(processes[1], LOST, seconds=60)
     processes[0].kill()
     processes[0].communicate()
     assert said[-1].startswith(f"run_omniglot.py: worker 0 ({addresses[0]}) is gone or does not answer")
@@ -216,15 +263,15 @@ def test_a_killed_worker_is_named(tmp_path):
     processes, addresses = cluster(2, f"--checkpoint={tmp_path}/run", "--meta-iters=1000000")
     wait_for(tmp_path / "run" / "checkpoint-0000005.npz", processes[0])
     processes[1].kill()
-    said = ended(processes[0], code=1, seconds=60)
+    said = ended(processes[0], LOST, seconds=60)
     processes[1].communicate()
     assert said[-1].startswith(f"run_omniglot.py: worker 1 ({addresses[1]}) is gone or does not answer")
 
 
 def test_a_mistake_that_the_chief_alone_sees_ends_the_others(tmp_path):
-    claim(RunFolder(tmp_path / "run"), {"benchmark": "another", "settings": {}, "split": {}})
+    claim(RunFolder(tmp_path / "run"), {"problem": "another", "settings": {}, "split": {}})
     processes, addresses = cluster(2, f"--checkpoint={tmp_path}/run")
-    chief, other = (ended(process, code=1, seconds=60) for process in processes)
+    chief, other = (ended(*each, seconds=60) for each in zip(processes, (1, LOST), strict=True))
     assert chief[-1].startswith(f"run_omniglot.py: {tmp_path}/run holds ")
     assert other[-1].startswith(f"run_omniglot.py: worker 0 ({addresses[0]}) is gone or does not answer")
 
@@ -233,7 +280,7 @@ def test_a_worker_that_hangs_is_named(tmp_path):
     """It lives, and its heartbeats go on."""
     processes, addresses = cluster(3, f"--checkpoint={tmp_path}/run", script="tests/run_hanging.py")
     for other in (processes[0], processes[2]):
-        said = ended(other, code=1)
+        said = ended(other, LOST)
         assert said[-1].startswith(f"run_hanging.py: worker 1 ({addresses[1]}) is gone or does not answer")
     assert processes[1].poll() is None
     processes[1].kill()

@@ -181,8 +181,8 @@ def test_adapt_answers_as_the_evaluation_does_and_so_does_its_keras_model(learne
 def test_a_look_at_adaptations_that_are_not_finite_ends_training(small_model, glyphs):
     """The one step of a training task stays finite, and so does phi, but not the steps of an evaluation."""
     settings = dataclasses.replace(
-        SETTINGS, sgd=True, learning_rate=1e15, inner_iters=1, meta_step=1e-20, meta_step_final=1e-20, eval_iters=5,
-        eval_interval=2, eval_tasks=3, meta_iters=4,
+        SETTINGS, inner_optimizer="sgd", learning_rate=1e15, inner_iters=1, meta_step=1e-20, meta_step_final=1e-20,
+        eval_iters=5, eval_interval=2, eval_tasks=3, meta_iters=4,
     )  # fmt: skip
     model = small_model()
     with pytest.raises(UserError, match="adaptation to . of 3 tasks produced non-finite values; lower"):

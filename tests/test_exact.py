@@ -9,7 +9,7 @@ import tensorflow as tf
 from plain_loop import SAMPLES, WAYS, Draw, flat, inner_steps
 from test_shares import by_threads
 
-from reptile_tf.cluster import ALONE
+from reptile_tf.distributed.cluster import ALONE
 from reptile_tf.meta import MetaLearner
 from reptile_tf.network import cross_entropy
 from reptile_tf.tasks import Tasks

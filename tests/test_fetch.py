@@ -15,7 +15,7 @@ import time
 import pytest
 from mirrors import EVERYTHING, PARTS, SCRIPT, fetch, run, serving, unpacked
 
-from reptile_tf.data import archive
+from reptile_tf.fetch import archive
 
 ZIPS = os.environ.get("OMNIGLOT_ZIPS")
 pytestmark = [
@@ -104,7 +104,7 @@ def test_killed_while_unpacking_it_leaves_nothing_half_done(mirror, root, moment
     """The process kills itself, by the signal that cannot be caught, at the tenth unpacked file or the last rename."""
     driver = f"""
 import builtins, os, pathlib, signal
-from reptile_tf.data import archive
+from reptile_tf.fetch import archive
 
 real = {moment}
 calls = 0
@@ -158,7 +158,7 @@ def test_killed_while_downloading_it_frees_the_lock_and_keeps_what_came(mirror, 
 
 
 def test_without_curl_it_says_so(root, tmp_path):
-    command = [sys.executable, SCRIPT.parent / "reptile_tf" / "data" / "fetch.py", "omniglot", root]
+    command = [sys.executable, SCRIPT.parent / "reptile_tf" / "fetch" / "__main__.py", "omniglot", root]
     done = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "curl is not installed; install it, or put the file at" in done.stderr

@@ -13,8 +13,8 @@ import pytest
 from made_imagenet import VARIABLES, encoded
 from mirrors import unpacked
 
-from reptile_tf.data import image_files, imagenet, parallel
-from reptile_tf.data.archive import FetchError
+from reptile_tf.fetch import image_files, imagenet, parallel
+from reptile_tf.fetch.archive import FetchError
 
 pytestmark = pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 LISTS = os.environ.get("MINIIMAGENET_LISTS")

@@ -12,8 +12,8 @@ import pytest
 from made_imagenet import SCRIPT, VARIABLES
 from mirrors import digest_of, unpacked
 
-from reptile_tf.data import imagenet
-from reptile_tf.data.archive import FetchError
+from reptile_tf.fetch import imagenet
+from reptile_tf.fetch.archive import FetchError
 
 pytestmark = pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 FOLDER = "reptile-1/metadata/miniimagenet"

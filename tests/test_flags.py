@@ -8,14 +8,15 @@ import sys
 
 import pytest
 
-from reptile_tf import flags
-from reptile_tf.settings import DEFAULTS, PRESETS, Settings, SettingsError, names_of
+from reptile_tf import flags, problems
+from reptile_tf.problems.omniglot import PROBLEM
+from reptile_tf.settings import ALIASES, Settings, SettingsError, names_of, renamed
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
 def parse(*arguments):
-    return flags.parse(["run.py", *arguments], "What it does.", "omniglot")[0]
+    return flags.parse(["run.py", *arguments], "What it does.", PROBLEM)[0]
 
 
 def test_defaults_are_the_originals():
@@ -39,9 +40,9 @@ def test_defaults_are_the_originals():
         "eval_samples": 10_000,
         "weight_decay": 1,
         "transductive": False,
-        "foml": False,
+        "algorithm": "reptile",
         "foml_tail": 0,
-        "sgd": False,
+        "inner_optimizer": "adam",
     }
     settings = parse()
     assert {name: getattr(settings, name) for name in expected} == expected
@@ -110,7 +111,8 @@ LIKELY = {
     "inner_batch": [5, 10], "inner_iters": [1, 8], "replacement": [True, False], "learning_rate": [1e-3, 0.5],
     "meta_step": [0.1, 1.0], "meta_step_final": [0.0, 0.1], "meta_batch": [1, 5], "meta_iters": [10, 1000],
     "meta_optimizer": ["sgd", "adam"], "transductive": [True, False], "eval_iters": [0, 50], "mode": ["stacked"],
-    "checkpoint": ["a-b"], "foml": [True, False], "in_turn": [True, False], "device": ["cpu"], "tf32": [True],
+    "checkpoint": ["a-b"], "algorithm": ["reptile", "foml", "maml"], "inner_optimizer": ["adam", "sgd"],
+    "sequential": [True, False], "foml": [True], "sgd": [True], "in_turn": [True], "device": ["cpu"], "tf32": [True],
 }  # fmt: skip
 
 
@@ -121,23 +123,42 @@ def settings_or_message(make, *arguments, **options):
         return str(error)
 
 
-@pytest.mark.parametrize("problem", PRESETS)
+@pytest.mark.parametrize("problem", [problems.find(name) for name in problems.names()], ids=problems.names())
 def test_library_and_command_line_make_the_same_settings(problem):
     rng, compared = random.Random(0), 0
     for _ in range(300):
-        preset = rng.choice(["", *PRESETS[problem]])
+        preset = rng.choice(["", *problem.presets])
         changes = {name: rng.choice(values) for name, values in LIKELY.items() if rng.random() < 0.3}
-        if preset:
-            ours = settings_or_message(Settings.preset, preset, **changes)
-        else:
-            ours = settings_or_message(Settings, **(DEFAULTS[problem] | changes))
+
+        def in_a_program(preset=preset, changes=changes):
+            today = renamed(changes)
+            return Settings.preset(preset, **today) if preset else Settings(**(problem.defaults | today))
+
+        ours = settings_or_message(in_a_program)
         line = ["run.py", f"--preset={preset}", *(f"--{name}={str(value).lower()}" for name, value in changes.items())]
         theirs = settings_or_message(lambda line: flags.parse(line, "What it does.", problem)[0], line)
         assert ours == theirs, line
         compared += isinstance(ours, Settings)
-    assert compared > 200
-    with pytest.raises(SettingsError, match="unknown preset 'chess'; there are: omniglot-1shot-5way"):
+    assert compared > 150
+    with pytest.raises(SettingsError, match="unknown preset 'chess'; there are: miniimagenet-1shot-5way, "):
         Settings.preset("chess")
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_the_originals_flags_are_values_of_todays(alias):
+    name, value = ALIASES[alias]
+    others = ["--sgd"] if alias == "maml" else []
+    today = f"--{name}={str(value).lower()}"
+    assert (
+        parse(f"--{alias}", *others) == parse(today, *others) == parse(today, f"--{alias.replace('_', '-')}", *others)
+    )
+    assert getattr(parse(f"--{alias}", *others), name) == value
+    assert parse(f"--no{alias}") == parse()
+
+
+def test_gradients_mean_a_partial_sum():
+    assert parse("--gradients=1,2").algorithm == "partial-sum"
+    assert parse("--gradients=1,2") == Settings(gradients="1,2") == Settings(algorithm="partial-sum", gradients="1,2")
 
 
 def test_what_a_setting_affects_is_said_once():
@@ -167,9 +188,13 @@ def test_what_a_setting_affects_is_said_once():
         (["--eval-batch=100000000", "--eval-iters=0"], "--eval-iters x --eval-batch must be at most"),
         (["--preset=omniglot"], "unknown preset 'omniglot'; there are: omniglot-1shot-5way"),
         (["--source=web"], "--source must be one of raw, tfds, glyphs"),
-        (["--foml-tail=1"], "--foml-tail needs --foml or --maml"),
-        (["--maml"], "--maml needs --sgd"),
-        (["--maml", "--sgd", "--foml"], "exclude each other"),
+        (["--foml-tail=1"], "--foml-tail needs --algorithm foml or maml"),
+        (["--maml"], "--algorithm maml needs --inner-optimizer sgd"),
+        (["--maml", "--sgd", "--foml"], "--maml and --foml exclude each other"),
+        (["--foml", "--algorithm=reptile"], "--foml and --algorithm exclude each other"),
+        (["--sgd", "--inner-optimizer=adam"], "--sgd and --inner-optimizer exclude each other"),
+        (["--algorithm=partial-sum"], "--gradients and --algorithm partial-sum need each other"),
+        (["--gradients=1", "--foml"], "--gradients and --algorithm partial-sum need each other"),
         (["--inner-iters=3", "--gradients=1,4"], "from 1 to --inner-iters 3, as in 1,2, not '1,4'"),
         (["--gradients=g1"], "as in 1,2, not 'g1'"),
         (["--gradients=1,"], "as in 1,2, not '1,'"),
@@ -197,7 +222,7 @@ def test_help_shows_every_flag_with_hyphens_and_its_default(capsys):
     assert shown.startswith("What it does.")
     assert "--inner-iters (20)" in shown
     assert "--[no]transductive" in shown
-    assert all(name in shown for name in PRESETS["omniglot"])
+    assert all(name in shown for name in PROBLEM.presets)
 
 
 def test_what_determines_weights_does_not_name_evaluation():

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tensorflow.python.eager.polymorphic_function import compiler_ir
 from tensorflow.python.framework import config
 
-from reptile_tf import benchmarks, train
+from reptile_tf import learners, problems, tasks
 from reptile_tf.settings import Settings
 
 # Of five layers with weights: forward, the gradient of the weights, and that of the inputs but for the first.
@@ -40,27 +40,26 @@ def operations(function, *specs, platform=None):
 def test_the_stacked_programs_are_no_more_than_they_need_to_be(preset):
     name = preset.split("-")[0]
     settings = Settings.preset(preset)
-    benchmark = benchmarks.BENCHMARKS[name]
-    model = benchmark.network(settings.classes, settings.filters)
-    learner = train.make_learner(model, settings, benchmark.scale, stacked=True)
-    network, image, tasks = learner.network, model.input_shape[1:], settings.meta_batch
+    model = problems.find(name).network(settings)
+    learner = learners.make_learner(model, settings, 0.5, stacked=True)
+    network, image, count = learner.network, model.input_shape[1:], settings.meta_batch
 
     def integers(*shape):
         return tf.TensorSpec(shape, tf.int32)
 
     gradient = operations(
         lambda weights, x, y: network.gradient(weights, x, y)[0],
-        tf.TensorSpec([tasks, network.size]),
-        tf.TensorSpec([tasks, settings.inner_batch, *image], tf.uint8),
-        integers(tasks, settings.inner_batch),
+        tf.TensorSpec([count, network.size]),
+        tf.TensorSpec([count, settings.inner_batch, *image], tf.uint8),
+        integers(count, settings.inner_batch),
         platform="GPU",
     )
     samples = settings.classes * settings.images_per_class
-    batches = train.tasks.Tasks(
-        integers(CALL, tasks, samples),
-        integers(CALL, tasks, samples),
-        integers(CALL, tasks, settings.inner_iters, settings.inner_batch),
-        seed=integers(CALL, tasks, 2),
+    batches = tasks.Tasks(
+        integers(CALL, count, samples),
+        integers(CALL, count, samples),
+        integers(CALL, count, settings.inner_iters, settings.inner_batch),
+        seed=integers(CALL, count, 2),
     )
     call = operations(
         learner._meta_iterations.python_function,

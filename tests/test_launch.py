@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+from claims import claim
 from workers import assert_close, ended, launched, start, state
 
 from reptile_tf import launch
@@ -177,9 +178,9 @@ def test_the_same_failure_is_told_of_again_after_a_restart(tmp_path, capfd):
         "been = pathlib.Path(sys.argv[1]) / str(index)\n"
         "start = been.exists()\n"
         "been.touch()\n"
-        "if index == start: sys.exit('lost')\n"
+        "if index == start: print('lost', file=sys.stderr); sys.exit(75)\n"
     )
-    assert launch.main(["--workers=2", "--restarts=1", str(script), str(tmp_path)]) == 1
+    assert launch.main(["--workers=2", "--restarts=1", str(script), str(tmp_path)]) == 75
     error = capfd.readouterr().err
     assert "[0] lost\n" in error
     assert "[1] lost\n" in error
@@ -206,10 +207,66 @@ def test_a_terminal_that_goes_away_ends_the_workers(tmp_path, monkeypatch):
 
 def test_of_several_failures_the_one_by_a_signal_came_first(capsys):
     """The others only tell of it."""
-    script = "import os, sys; sys.exit(1)", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    script = "import os, sys; sys.exit(7)", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     workers = launch.Workers([sys.executable, "-c", ""], 2, launch.Output())
     workers.wait()
     workers.processes = [subprocess.Popen([sys.executable, "-c", text]) for text in script]
     for process in workers.processes:
         process.wait()
     assert launch.Workers.wait(workers) == 128 + signal.SIGKILL
+
+
+# What a worker does in `script_of`.
+MISTAKEN = "print('a mistake', file=sys.stderr); sys.exit({})"
+TELLING = "sys.exit(75)"
+DYING = "os.kill(os.getpid(), signal.SIGKILL)"
+
+
+def script_of(path, *doing):
+    """A script in which each worker does its part, and notes before that it has been started."""
+    path.write_text(
+        "import json, os, pathlib, signal, sys, time\n"
+        "index = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
+        "with open(pathlib.Path(__file__).parent / f'starts-{index}', 'a') as file: file.write('1')\n"
+        f"exec({list(doing)}[index])\n"
+    )
+    return str(path)
+
+
+def starts(folder):
+    return [len((folder / f"starts-{index}").read_text()) for index in (0, 1)]
+
+
+@pytest.mark.parametrize("code", [1, 2])
+@pytest.mark.parametrize("late", ["0", "1"])
+def test_a_mistake_is_not_repeated_even_if_another_worker_tells_of_a_loss_first(tmp_path, capfd, code, late):
+    script = script_of(tmp_path / "script.py", TELLING, f"time.sleep({late}); {MISTAKEN.format(code)}")
+    assert launch.main(["--workers=2", "--restarts=3", script]) == code
+    assert starts(tmp_path) == [1, 1]
+    error = capfd.readouterr().err
+    assert "[1] a mistake\n" in error
+    assert "again" not in error
+    assert "code 75" not in error, "the one at fault is named, or none"
+
+
+@pytest.mark.parametrize(
+    ("doing", "code"), [((TELLING, TELLING), 75), (("sys.exit(7)", TELLING), 7), ((TELLING, DYING), 137)]
+)
+def test_a_loss_or_a_crash_is_restarted(tmp_path, capfd, doing, code):
+    script = script_of(tmp_path / "script.py", *doing)
+    assert launch.main(["--workers=2", "--restarts=1", script]) == code
+    assert "launch: all 2 start again; restarts left: 0\n" in capfd.readouterr().err
+
+
+def test_a_worker_that_does_not_end_is_ended_after_another_told_of_its_loss(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(launch, "GRACE", 0.5)
+    assert launch.main(["--workers=2", script_of(tmp_path / "script.py", TELLING, "time.sleep(60)")]) == 75
+    assert re.search(r"launch: worker 0 \(127.0.0.1:\d+\) ended with exit code 75; the oth", capfd.readouterr().err)
+
+
+def test_a_mistake_of_a_real_run_is_not_repeated(tmp_path):
+    """That the chief alone sees; the other worker loses it."""
+    claim(RunFolder(tmp_path / "run"), {"benchmark": "another", "settings": {}, "split": {}})
+    said = ended(launched(2, tmp_path / "run", restarts=2), 1)
+    assert sum(f"{tmp_path}/run holds a run" in line for line in said) == 1
+    assert not any("again" in line for line in said if line.startswith("launch: "))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reptile_tf import cli, device
+from reptile_tf import cli, device, problems
 from reptile_tf.data import folder, miniimagenet
 from reptile_tf.errors import UserError
 
@@ -168,7 +168,7 @@ def run(capsys, tmp_path, photographs, monkeypatch):
 
     def call(*arguments):
         flags = [*TINY, f"--checkpoint={tmp_path / 'run'}", f"--data-dir={photographs}", *arguments]
-        code = cli.main(["run_miniimagenet.py", *flags], "What it does.", "miniimagenet")
+        code = cli.main(["run_miniimagenet.py", *flags], "What it does.", problems.find("miniimagenet"))
         return code, *capsys.readouterr()
 
     return call

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from reptile_tf import device
-from reptile_tf.cluster import ALONE, Cluster, _Workers
+from reptile_tf.distributed.cluster import ALONE, Cluster, _Workers
 from reptile_tf.errors import UserError
 from reptile_tf.evaluate import accuracy_by_task
 from reptile_tf.meta import MetaLearner

@@ -20,16 +20,16 @@ from reptile_tf import (
     RunFolder,
     Settings,
     UserError,
-    benchmarks,
+    learners,
     load,
     meta_train,
     models,
     tasks,
     tfjs,
-    train,
 )
 from reptile_tf.data import omniglot
 from reptile_tf.evaluate import Accuracy, Evaluator
+from reptile_tf.problems.omniglot import PROBLEM
 
 TINY = {
     "classes": 3, "shots": 1, "train_shots": 4, "filters": 4, "inner_batch": 6, "inner_iters": 3, "meta_batch": 1,
@@ -44,7 +44,7 @@ def trained(tmp_path_factory, glyphs):
     """The folder of a short run on glyphs."""
     folder, settings = RunFolder(tmp_path_factory.mktemp("tfjs") / "run"), Settings(**TINY)
     keras.utils.set_random_seed(0)
-    with folder.claimed({"benchmark": "omniglot", "settings": settings.determining_weights(), "split": {}}):
+    with folder.claimed({"problem": "omniglot", "settings": settings.determining_weights(), "split": {}}):
         meta_train(models.omniglot(3, 4), glyphs, settings, folder=folder)
     return folder.path
 
@@ -147,7 +147,7 @@ def test_other_models_too(kind, tmp_path, small_model):
         learner = meta_train(models.miniimagenet(3, 4), ImageClasses.from_groups(groups, scale=1 / 255), settings)
     else:
         settings = Settings(**(TINY | {"sgd": True, "learning_rate": 0.01, "weight_decay": 0.99}))
-        learner = train.make_learner(small_model(), settings, scale=1.0)
+        learner = learners.make_learner(small_model(), settings, scale=1.0)
     tfjs.export(learner, tmp_path)
     ours, expected, before = in_javascript(tmp_path), reference(tmp_path), weights(tmp_path)
     np.testing.assert_allclose(ours["before"], expected["logits_before"], atol=1e-3)
@@ -204,7 +204,7 @@ def test_layers_that_would_compute_differently_are_refused(layer, message, tmp_p
     model = keras.Sequential([keras.layers.Input((8, 8, 1)), keras.layers.Conv2D(2, 3), layer])
     model.add(keras.layers.Flatten())
     model.add(keras.layers.Dense(3))
-    learner = train.make_learner(model, Settings(**TINY), scale=1.0)
+    learner = learners.make_learner(model, Settings(**TINY), scale=1.0)
     with pytest.raises(UserError, match=message):
         tfjs.export(learner, tmp_path)
     assert not list(tmp_path.iterdir())
@@ -216,7 +216,7 @@ def learner_of(folder):
     settings = Settings(
         classes=said["ways"], filters=said["filters"], shots=1, learning_rate=said["optimizer"]["learning_rate"]
     )
-    learner = train.make_learner(models.omniglot(settings.classes, settings.filters), settings, said["scale"])
+    learner = learners.make_learner(models.omniglot(settings.classes, settings.filters), settings, said["scale"])
     phi, moments = weights(folder), arrays(folder, "moments.bin", said["moments"])
     names = ["/".join(variable.path.split("/")[-2:]) for variable in learner.model.trainable_variables]
 
@@ -249,7 +249,7 @@ def predicted_in_javascript(pixels, folder):
 @pytest.mark.parametrize(("way", "least"), [(2, 0.9), (4, 0.75), (5, 0.65)])
 def test_the_demos_model_serves_other_numbers_of_classes(way, least, tmp_path):
     """On test characters; the least is well below what DEMO_TASKS=200 gives."""
-    classes = benchmarks.BENCHMARKS["omniglot"].split(omniglot.load_raw(os.environ["OMNIGLOT_DIR"]), 0)["test"]
+    classes = PROBLEM.split(omniglot.load_raw(os.environ["OMNIGLOT_DIR"]), 0)["test"]
     count = int(os.environ.get("DEMO_TASKS", "16"))
     batch = tasks.evaluation_tasks(classes, way=way, shots=1, batch=way, steps=0, seed=0, count=count)
     predicted = predicted_in_javascript(np.concatenate([batch.support.x, batch.query_x], axis=1), tmp_path)
@@ -264,7 +264,7 @@ def test_the_demos_model_classifies_real_drawings_as_python_does(tmp_path):
     """Task by task on test characters; DEMO_TASKS is how many (500 take minutes)."""
     count = int(os.environ.get("DEMO_TASKS", "16"))
     learner, steps = learner_of(DEMO / "model")
-    classes = benchmarks.BENCHMARKS["omniglot"].split(omniglot.load_raw(os.environ["OMNIGLOT_DIR"]), 0)["test"]
+    classes = PROBLEM.split(omniglot.load_raw(os.environ["OMNIGLOT_DIR"]), 0)["test"]
     evaluator, way = Evaluator(learner), learner.model.output_shape[-1]
     expected, pixels = [], []
     for first in range(0, count, evaluator.tasks):

@@ -8,11 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from claims import claim
+from tensorboard.backend.event_processing import event_accumulator, plugin_event_accumulator
 
-from reptile_tf import tasks, train
+from reptile_tf import learners, tasks
 from reptile_tf.checkpoint import KEEP, Checkpoint, RunFolder
-from reptile_tf.cluster import ALONE, Cluster
+from reptile_tf.distributed.cluster import ALONE, Cluster
 from reptile_tf.errors import UserError
 from reptile_tf.evaluate import meta_test
 from reptile_tf.meta import MetaLearner
@@ -92,6 +94,55 @@ def test_a_signal_saves_first_and_the_run_goes_on_to_the_same_weights(
     assert_equal(run(small_model, glyphs, folder), whole[1])
 
 
+def points(folder):
+    """Of each tag the steps and values, as TensorBoard's library for programs reads them and as its pages do."""
+    read = event_accumulator.EventAccumulator(str(folder / "events")).Reload()
+    tags = read.Tags()["scalars"]
+    assert sorted(tags) == ["accuracy", "meta_gradient_norm", "running_accuracy"]
+    found = {tag: [(point.step, point.value) for point in read.Scalars(tag)] for tag in tags}
+    for tag in tags:
+        assert shown(folder, tag) == found[tag]
+    return found
+
+
+def shown(folder, tag):
+    read = plugin_event_accumulator.EventAccumulator(str(folder / "events")).Reload()
+    return [(point.step, tf.make_ndarray(point.tensor_proto).item()) for point in read.Tensors(tag)]
+
+
+def test_tensorboard_shows_each_step_once_after_crashes(small_model, glyphs, tmp_path, at_step):
+    """One validation is at the checkpoint's step, one between it and the crash, written by two runs and by the last."""
+    folder, settings = tmp_path / "crashed", dataclasses.replace(SETTINGS, eval_interval=2)
+    for steps in (8, 4):  # both end before meta-iteration 8, the second one after it went on from 4
+        at_step(steps, crash)
+        with pytest.raises(Crash):
+            run(small_model, glyphs, folder, settings)
+        assert RunFolder(folder).iterations() == [4]
+        assert [step for step, _ in points(folder)["accuracy"]] == [2, 4, 6]
+    for path in (folder, tmp_path / "undisturbed"):
+        run(small_model, glyphs, path, settings)
+    assert len(list((folder / "events").iterdir())) == 3
+    assert [step for step, _ in points(folder)["accuracy"]] == [2, 4, 6, 8, 10, 11]
+    assert points(folder) == points(tmp_path / "undisturbed")
+
+
+def test_tensorboard_drops_what_tf_summary_wrote_after_the_checkpoint(small_model, glyphs, tmp_path, at_step):
+    """As tensors, which an earlier version did, and by a clock that was ahead."""
+    folder = tmp_path / "run"
+    at_step(6, crash)
+    with pytest.raises(Crash):
+        run(small_model, glyphs, folder)
+    (ours,) = (folder / "events").iterdir()
+    with tf.summary.create_file_writer(str(folder / "events")).as_default():
+        for step in (3, 6):
+            tf.summary.scalar("old", step, step)
+    (theirs,) = set((folder / "events").iterdir()) - {ours}
+    theirs.rename(folder / "events" / "events.out.tfevents.9000000000.host.1.0.v2")
+    run(small_model, glyphs, folder)
+    assert [step for step, _ in points(folder)["accuracy"]] == [3, 6, 9, 11]
+    assert shown(folder, "old") == [(3, 3.0)]
+
+
 def test_a_finished_run_does_not_train_again(whole, small_model, glyphs, at_step):
     at_step(1, crash)
     assert_equal(run(small_model, glyphs, whole[0]), whole[1])
@@ -117,12 +168,12 @@ def test_divergence_stops_and_names_the_last_good_checkpoint(small_model, glyphs
 
 def test_a_checkpoint_of_another_network_is_refused(whole, glyphs):
     other = keras.Sequential([keras.layers.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
-    with pytest.raises(UserError, match="does not fit: the state is of another network"):
+    with pytest.raises(UserError, match="the network there has other layers than the one here"):
         meta_train(other, glyphs, SETTINGS, held_out=glyphs, folder=RunFolder(whole[0]))
 
 
 def test_a_folder_of_other_settings_or_classes_is_refused(whole, small_model, glyphs):
-    for change in ({"seed": 7}, {"learning_rate": 0.5}, {"in_turn": True}):
+    for change in ({"seed": 7}, {"learning_rate": 0.5}, {"sequential": True}):
         (name,) = change
         with pytest.raises(UserError, match=f"holds a run with other settings: --{name.replace('_', '-')} .* there"):
             run(small_model, glyphs, whole[0], dataclasses.replace(SETTINGS, **change))
@@ -168,7 +219,7 @@ def test_training_learns(small_model, glyphs):
     settings = dataclasses.replace(
         SETTINGS, meta_iters=200, meta_batch=4, inner_iters=5, learning_rate=5e-3, eval_iters=10, eval_samples=100
     )
-    untrained = meta_test(train.make_learner(small_model(), settings, glyphs.scale), glyphs, settings)
+    untrained = meta_test(learners.make_learner(small_model(), settings, glyphs.scale), glyphs, settings)
     trained = meta_test(meta_train(small_model(), glyphs, settings), glyphs, settings)
     assert trained.accuracy - trained.ci95 > untrained.accuracy + untrained.ci95
 
@@ -192,7 +243,7 @@ def test_steps_get_the_tasks_and_the_rate_of_the_settings(small_model, glyphs, r
 def test_first_order_maml_gets_the_query_images_of_the_settings(small_model, glyphs, rehearsed):
     for tail, steps, query in ((0, 1, 5), (2, 1, 3 * 2)):
         rehearsed[0].clear()
-        meta_train(small_model(), glyphs, dataclasses.replace(SETTINGS, foml=True, foml_tail=tail, meta_iters=1))
+        meta_train(small_model(), glyphs, dataclasses.replace(SETTINGS, algorithm="foml", foml_tail=tail, meta_iters=1))
         ((batch, _),) = rehearsed[0]
         assert batch.x.shape[1] == 3 * 4
         assert batch.minibatches.shape == (2, steps, 5)
@@ -234,24 +285,24 @@ def made(monkeypatch):
     cluster = Cluster()
 
     def make(**settings):
-        given = train.make_learner("a model", Settings(**settings), 0.25, stacked=True, cluster=cluster)
+        given = learners.make_learner("a model", Settings(**settings), 0.25, stacked=True, cluster=cluster)
         model, inner, outer, options = given
         assert (model, options.pop("scale"), options.pop("stacked")) == ("a model", 0.25, True)
         assert options.pop("cluster") is cluster
         return inner, outer, options
 
-    monkeypatch.setattr(train, "MetaLearner", lambda *given, **options: (*given, options))
+    monkeypatch.setattr(learners, "MetaLearner", lambda *given, **options: (*given, options))
     return make
 
 
 def test_a_learner_is_what_the_settings_say(made):
-    inner, outer, options = made(learning_rate=0.5, meta_batch=3, weight_decay=0.75, in_turn=True)
+    inner, outer, options = made(learning_rate=0.5, meta_batch=3, weight_decay=0.75, sequential=True)
     assert options == {"meta_gradient": reptile, "meta_batch": 3, "weight_decay": 0.75, "sequential": True}
     papers = keras.optimizers.Adam(0.5, beta_1=0.0, beta_2=0.999, epsilon=1e-8, name=inner.name)
     assert type(inner) is keras.optimizers.Adam
     assert inner.get_config() == papers.get_config()
     assert type(outer) is keras.optimizers.SGD
-    inner, outer, options = made(learning_rate=0.5, sgd=True, maml=True, meta_optimizer="adam")
+    inner, outer, options = made(learning_rate=0.5, inner_optimizer="sgd", algorithm="maml", meta_optimizer="adam")
     assert options == {"meta_gradient": maml, "meta_batch": 1, "weight_decay": 1.0, "sequential": False}
     assert type(inner) is keras.optimizers.SGD
     assert inner.get_config() == keras.optimizers.SGD(0.5, name=inner.name).get_config()
@@ -259,11 +310,11 @@ def test_a_learner_is_what_the_settings_say(made):
 
 
 def test_the_meta_gradient_is_the_one_asked_for(made, monkeypatch):
-    monkeypatch.setattr(train, "partial_sum", lambda terms: ("sum of", terms))
+    monkeypatch.setattr(learners, "partial_sum", lambda terms: ("sum of", terms))
     for settings, expected in (
         ({}, reptile),
-        ({"foml": True}, foml),
-        ({"maml": True, "sgd": True}, maml),
+        ({"algorithm": "foml"}, foml),
+        ({"algorithm": "maml", "inner_optimizer": "sgd"}, maml),
         ({"gradients": "1,3"}, ("sum of", {1, 3})),
     ):
         assert made(**settings)[-1]["meta_gradient"] == expected
@@ -273,7 +324,7 @@ def test_the_meta_gradient_is_the_one_asked_for(made, monkeypatch):
 
 
 CONFIG = {
-    "benchmark": "omniglot",
+    "problem": "omniglot",
     "settings": {"classes": 5, "inner_iters": 20},
     "split": {"train": ["a"], "test": ["b"]},
 }
@@ -309,13 +360,13 @@ def test_settings_that_are_newer_than_a_run_had_their_defaults(tmp_path):
     folder = RunFolder(tmp_path / "run")
     claim(folder, CONFIG)
     claim(folder, CONFIG | {"settings": CONFIG["settings"] | {"gradients": ""}})
-    with pytest.raises(UserError, match="--maml False there, True here"):
+    with pytest.raises(UserError, match="--algorithm reptile there, maml here"):
         claim(folder, CONFIG | {"settings": CONFIG["settings"] | {"maml": True}})
 
 
 def test_a_checkpoint_holds_the_moments_of_both_optimizers(small_model, tmp_path):
     settings = dataclasses.replace(SETTINGS, meta_optimizer="adam")
-    one, other = (train.make_learner(small_model(), settings, 1.0) for _ in range(2))
+    one, other = (learners.make_learner(small_model(), settings, 1.0) for _ in range(2))
     rng = np.random.default_rng(0)
     state = {name: rng.uniform(1, 9, value.shape).astype(value.dtype) for name, value in one.state().items()}
     # Of each Adam the number of steps and both moments.
@@ -323,7 +374,7 @@ def test_a_checkpoint_holds_the_moments_of_both_optimizers(small_model, tmp_path
     one.restore(state)
     folder = RunFolder(tmp_path)
     folder.save(Checkpoint(1, 1.0, one.state(), np.zeros([0, 3])))
-    train.restore(other, folder.load())
+    learners.restore(other, folder.load())
     assert_equal(other.state(), state)
 
 

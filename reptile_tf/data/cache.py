@@ -18,7 +18,7 @@ import numpy as np
 from reptile_tf import files
 from reptile_tf.data.image_classes import ImageClasses
 from reptile_tf.errors import UserError
-from reptile_tf.progress import say
+from reptile_tf.progress import log
 
 _FORMAT = 2  # raise it whenever the files' layout, or what the decoders produce, changes
 
@@ -96,7 +96,7 @@ def prepared(
                 except files.WriteError as error:
                     if required:
                         raise
-                    say(f"warning: every start will decode the images anew: {error}")
+                    log.warning(f"every start will decode the images anew: {error}")
                     images = np.empty(shape, np.uint8)
                     return Prepared(images, *decode(images))
                 found = _read(manifest, key, shape, verify=False)
@@ -110,7 +110,7 @@ def _read(manifest: pathlib.Path, key: str, shape: tuple[int, ...], verify: bool
     try:
         stored = files.unsealed(manifest.read_text(encoding="utf-8"))
         if stored["key"] != key:
-            say(f"the images in {manifest.parent} have changed: preparing them again")
+            log.info(f"the images in {manifest.parent} have changed: preparing them again")
             return None
         images = np.load(_images_path(manifest, key), mmap_mode="r", allow_pickle=False)
         count = sum(stored["counts"].values())
@@ -125,7 +125,7 @@ def _read(manifest: pathlib.Path, key: str, shape: tuple[int, ...], verify: bool
     except Exception as error:  # NumPy lets many kinds out when the bytes are not those of a sound .npy
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.EACCES):
             raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
-        say(f"warning: {manifest} or its images are damaged ({error}): preparing them again")
+        log.warning(f"{manifest} or its images are damaged ({error}): preparing them again")
         return None
 
 
@@ -170,7 +170,7 @@ def _alone(manifest: pathlib.Path) -> Iterator[bool]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             waited = True
-            say(f"another process prepares the images in {manifest.parent}: waiting for it")
+            log.info(f"another process prepares the images in {manifest.parent}: waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         for path in manifest.parent.glob(f".{manifest.stem}*"):
             if files.is_leftover(path):

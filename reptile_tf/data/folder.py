@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from reptile_tf.data.image_classes import ImageClasses
-from reptile_tf.data.image_files import SUFFIXES, visible
 from reptile_tf.errors import UserError
+from reptile_tf.fetch.image_files import SUFFIXES, visible
 from reptile_tf.progress import Progress
 
 _MODES = {1: "L", 3: "RGB"}

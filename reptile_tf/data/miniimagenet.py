@@ -9,11 +9,12 @@ import pathlib
 
 import numpy as np
 
-from reptile_tf.data import cache, folder, image_files
+from reptile_tf.data import cache, folder
 from reptile_tf.data.image_classes import ImageClasses
-from reptile_tf.data.image_files import SETS
 from reptile_tf.errors import UserError
-from reptile_tf.progress import say
+from reptile_tf.fetch import image_files
+from reptile_tf.fetch.image_files import SETS
+from reptile_tf.progress import log
 
 
 def load(data_dir: str | os.PathLike, size: int = 84, skip_bad_images: bool = False) -> ImageClasses:
@@ -52,7 +53,7 @@ def load(data_dir: str | os.PathLike, size: int = 84, skip_bad_images: bool = Fa
 
     ready = cache.prepared(data_dir / f"prepared-{size}.json", key, (len(every), size, size, 3), decode)
     for name in ready.skipped:
-        say(f"left out, since it is no image: {data_dir / name}")
+        log.warning(f"left out, since it is no image: {data_dir / name}")
     return ready.classes(scale=1 / 255)
 
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from reptile_tf.data import cache
 from reptile_tf.data.image_classes import ImageClasses
-from reptile_tf.data.image_files import visible
 from reptile_tf.errors import UserError
+from reptile_tf.fetch.image_files import visible
 
 _SIDE = 105  # pixels along each side of an original drawing
 _DRAWINGS = 20  # of each character

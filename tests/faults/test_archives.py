@@ -8,7 +8,7 @@ import zipfile
 import pytest
 from mirrors import EVERYTHING, fetch, serving, unpacked
 
-from reptile_tf.data import archive
+from reptile_tf.fetch import archive
 
 pytestmark = [
     pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed"),

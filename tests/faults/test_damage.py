@@ -16,7 +16,7 @@ from reptile_tf.checkpoint import RunFolder
 SETTINGS = Settings(
     classes=3, shots=1, train_shots=4, inner_batch=5, inner_iters=2, meta_batch=2, meta_iters=11, save_interval=4
 )
-CONFIG = {"benchmark": "test", "settings": {"classes": 3}, "split": {"train": ["a", "b"]}}
+CONFIG = {"problem": "test", "settings": {"classes": 3}, "split": {"train": ["a", "b"]}}
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from mirrors import run as fetch_data
 from PIL import Image
 from tools import TINY, Disk, contents, leftovers, limited, trained
 
-from reptile_tf import files, plots, run, tfjs
+from reptile_tf import files, learners, plots, tfjs
 from reptile_tf.checkpoint import Checkpoint, RunFolder
 from reptile_tf.data import miniimagenet
 from reptile_tf.errors import UserError
@@ -68,7 +68,8 @@ def test_a_disk_that_is_full_at_a_look_names_the_events(main, disk, monkeypatch)
     monkeypatch.setattr(
         "reptile_tf.train.accuracy_by_task", lambda *_, **__: disk.fill() or Predictions(*np.ones([2, 2]))
     )
-    code, error = main(*TINY, f"--checkpoint={disk.path / 'run'}", "--eval-interval=1")
+    flags = ["--eval-interval=1", "--meta-iters=200", "--save-interval=200"]  # the file's last block has room for some
+    code, error = main(*TINY, f"--checkpoint={disk.path / 'run'}", *flags)
     assert code == 1
     assert f"cannot write TensorBoard events to {disk.path / 'run' / 'events'}: {FULL}" in error
     assert is_one_line(error)
@@ -82,7 +83,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def learner(finished):
-    return run.load(finished)
+    return learners.load(finished)
 
 
 def save_model(folder, learner):
@@ -195,7 +196,7 @@ def test_a_store_that_is_made_anew_on_a_full_disk_leaves_the_old_one(disk, photo
 def test_a_read_only_run_is_loaded_but_not_written_to(main, disk, finished):
     folder = shutil.copytree(finished, disk.path / "run")
     disk.remount("ro")
-    np.testing.assert_array_equal(run.load(folder).state()["phi"], run.load(finished).state()["phi"])
+    np.testing.assert_array_equal(learners.load(folder).state()["phi"], learners.load(finished).state()["phi"])
     code, error = main(*TINY, "--pretrained", f"--checkpoint={folder}")
     assert code == 1
     assert f"cannot write {folder}/evaluation-1shot.json: {os.strerror(errno.EROFS)}" in error

@@ -21,9 +21,10 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from reptile_tf import benchmarks, cli, device
+from reptile_tf import cli, device, problems
 from reptile_tf.data import ImageClasses, miniimagenet
-from reptile_tf.settings import ONLY, PRESETS, Settings
+from reptile_tf.problems import omniglot
+from reptile_tf.settings import Settings
 
 EXAMPLES = int(os.environ.get("FAULTS_EXAMPLES", "60"))
 SEED = int(os.environ.get("FAULTS_SEED", time.time_ns() % 2**32))  # other examples every time
@@ -44,13 +45,17 @@ GOOD = {
     "checkpoint": ["run", "", "a b", "größe", "多", "$a$_$", "x/y"], "data_dir": ["", "$x^$", "多", "a\nb", "\udcff"],
     "save_interval": ["1", "10", str(2**63 - 1)], "mode": ["auto", "branches", "stacked"],
     "device": ["auto", "cpu"], "tf32": [],
-    "replacement": [], "in_turn": [], "transductive": [], "skip_bad_images": [],
+    "replacement": [], "sequential": [], "transductive": [], "skip_bad_images": [],
 }  # fmt: skip
 WORK = [
     "classes", "shots", "filters", "inner_batch", "inner_iters", "meta_batch", "meta_iters", "eval_iters",
     "eval_samples", "eval_tasks",
 ]  # fmt: skip
-ALGORITHMS = [[], ["--foml"], ["--maml", "--sgd"], ["--gradients=1"], ["--gradients", " 1,1"], ["--sgd"]]
+ALGORITHMS = [
+    [], ["--foml"], ["--maml", "--sgd"], ["--gradients=1"], ["--gradients", " 1,1"], ["--sgd"], ["--in-turn"],
+    ["--algorithm=maml", "--inner-optimizer=sgd"], ["--algorithm", "foml"],
+    ["--algorithm=partial-sum", "--gradients=1"],
+]  # fmt: skip
 # Values that are mostly wrong. What some flags accept of them is little work.
 ODD = [
     "0", "-1", "1.5", "nan", "inf", "-inf", "1e309", "", " ", "abc", "多", "３", "1\n2", "\udcff", "--", "0x", "0x3",
@@ -62,7 +67,8 @@ NAMES = [field.name for field in dataclasses.fields(Settings)]
 HUGE = [f"--{f.name}={n}" for f in dataclasses.fields(Settings) if f.type is int for n in (2**31, 10**10, 10**12)]
 CONTRADICTIONS = [
     "--foml", "--maml", "--sgd", "--gradients=2", "--gradients=1,0", "--gradients=" + "1" * 5000, "--foml-tail=1",
-    "--replacement", "--inner-batch=1000", "--eval-batch=1000", "--pretrained",
+    "--algorithm=partial-sum", "--inner-optimizer=adam", "--replacement", "--inner-batch=1000",
+    "--eval-batch=1000", "--pretrained",
 ]  # fmt: skip
 NO_FLAGS = [
     "stray", "a\nb", "-", "--", "---", "--=", "--=1", "--nosuch", "--nosuch=1", "--noclasses", "--nosgd=1",
@@ -81,14 +87,14 @@ def written(draw, name, value):
 
 
 @st.composite
-def command_lines(draw, benchmark, mistakes):
+def command_lines(draw, problem, mistakes):
     """Flags that can be right, with so many mistakes among them; where one is repeated the last wins."""
     groups = [draw(st.sampled_from(ALGORITHMS))]
     for name, values in GOOD.items():
-        if ONLY.get(name, benchmark) == benchmark and (name in WORK or draw(st.integers(0, 2)) == 0):
+        if name not in problem.lacks and (name in WORK or draw(st.integers(0, 2)) == 0):
             groups.append(draw(written(name, draw(st.sampled_from(values or [None])))))
     if draw(st.integers(0, 3)) == 3:
-        groups.append(["--preset=" + draw(st.sampled_from(list(PRESETS[benchmark])))])
+        groups.append(["--preset=" + draw(st.sampled_from(list(problem.presets)))])
     for _ in range(mistakes):
         kind = draw(st.sampled_from(["odd", "odd", "huge", "contradiction", "no flag", "text"]))
         if kind == "odd":
@@ -117,9 +123,9 @@ class Data(NamedTuple):
 
 
 @st.composite
-def data(draw, benchmark):
+def data(draw, problem):
     """1 to 12 classes of 1 to 6 images, mostly as many as tasks need and of the network's size."""
-    if benchmark == "omniglot":  # split by number
+    if problem.name == "omniglot":  # split by number
         names = [f"class {i}" for i in range(12 - draw(st.integers(0, 10)))]
     else:  # split by name
         sizes = [draw(st.sampled_from([4, 4, 4, 4, 3, 2, 1, 0])) for _ in range(3)]
@@ -127,7 +133,7 @@ def data(draw, benchmark):
         names = names or ["train/0"]
     least = draw(st.sampled_from([3, 3, 3, 1]))
     counts = {name: draw(st.integers(least, 6)) for name in names}
-    shape = IMAGE[benchmark]
+    shape = IMAGE[problem.name]
     if draw(st.integers(0, 5)) == 5:
         shape = (draw(st.integers(1, 32)), draw(st.integers(1, 32)), draw(st.sampled_from([1, 3])))
     return Data(counts, shape, draw(st.sampled_from([0, 1, 255])), draw(st.sampled_from([1.0, 1 / 255])))
@@ -136,9 +142,9 @@ def data(draw, benchmark):
 @st.composite
 def cases(draw):
     """A benchmark, a command line and data; the simplest, which comes first, trains."""
-    benchmark = draw(st.sampled_from(["omniglot", "omniglot", "omniglot", "miniimagenet"]))
+    problem = problems.find(draw(st.sampled_from(["omniglot", "omniglot", "omniglot", "miniimagenet"])))
     mistakes = draw(st.sampled_from([0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3]))
-    return benchmark, draw(command_lines(benchmark, mistakes)), draw(data(benchmark))
+    return problem, draw(command_lines(problem, mistakes)), draw(data(problem))
 
 
 def text_stream(errors):
@@ -166,7 +172,7 @@ def test_anything_is_refused_in_one_line_or_trains(tmp_path, monkeypatch, eagerl
 
     def called(case):
         """The script's main function in an empty folder: exit code, standard error and what is left there."""
-        benchmark, arguments, made_up = case
+        problem, arguments, made_up = case
         images, output, error = made_up.images(), text_stream("strict"), text_stream("backslashreplace")
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
@@ -174,10 +180,10 @@ def test_anything_is_refused_in_one_line_or_trains(tmp_path, monkeypatch, eagerl
             patch.chdir(work)
             for load in ("omniglot.load_raw", "omniglot.load_tfds", "glyphs.load", "miniimagenet.load"):
                 patch.setattr(f"reptile_tf.data.{load}", lambda *_, **__: images)
-            patch.setattr(benchmarks, "OMNIGLOT_TRAINING_CHARACTERS", max(1, len(images) // 2))
+            patch.setattr(omniglot, "TRAINING_CHARACTERS", max(1, len(images) // 2))
             signal.alarm(SECONDS)
             try:
-                code = cli.main(["run.py", *arguments], "What it does.", benchmark)
+                code = cli.main(["run.py", *arguments], "What it does.", problem)
             finally:
                 signal.alarm(0)
                 keras.backend.clear_session(free_memory=False)

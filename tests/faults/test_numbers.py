@@ -18,7 +18,7 @@ SETTINGS = Settings(
     classes=3, shots=1, train_shots=4, inner_batch=5, inner_iters=3, meta_batch=2, meta_iters=11, save_interval=4,
     eval_samples=4, eval_iters=2,
 )  # fmt: skip
-CONFIG = {"benchmark": "test", "settings": {}, "split": {}}
+CONFIG = {"problem": "test", "settings": {}, "split": {}}
 
 
 def batch(glyphs, iteration=0, **options):

@@ -133,7 +133,7 @@ def test_results_and_configuration(run, pickled, harm, monkeypatch):
             common._run(run.parent, "run", ["--source=glyphs"])
         (run / "config.json").write_bytes(content)
         rt.load(run)  # by a checkpoint's copy
-    evil = files.sealed({"benchmark": "omniglot", "settings": {"source": "__import__('os')"}, "split": {}})
+    evil = files.sealed({"problem": "omniglot", "settings": {"source": "__import__('os')"}, "split": {}})
     (run / "config.json").write_text(evil)
     with pytest.raises(UserError, match="does not know"):
         rt.load(run)

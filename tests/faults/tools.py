@@ -9,6 +9,7 @@ import pytest
 
 from reptile_tf import cli, device
 from reptile_tf.files import is_leftover
+from reptile_tf.problems.omniglot import PROBLEM
 
 TINY = [
     "--source=glyphs", "--filters=4", "--classes=3", "--shots=1", "--inner-iters=1", "--meta-iters=40",
@@ -20,7 +21,7 @@ def trained(folder: pathlib.Path) -> pathlib.Path:
     """The folder of a finished run of TINY."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "configure", lambda *_: device.Placement(False, {}, "device: none"))
-        assert cli.main(["run_omniglot.py", *TINY, f"--checkpoint={folder}"], "", "omniglot") == 0
+        assert cli.main(["run_omniglot.py", *TINY, f"--checkpoint={folder}"], "", PROBLEM) == 0
     return folder
 
 

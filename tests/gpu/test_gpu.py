@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from reptile_tf import benchmarks, feed, tasks, train
+from reptile_tf import feed, learners, problems, tasks
 from reptile_tf.data import ImageClasses
 from reptile_tf.settings import Settings
 
@@ -54,18 +54,16 @@ def make(preset):
     """Settings, a function that makes a stacked learner, and made-up images."""
     name = preset.split("-")[0]
     tiny = {"filters": 2, "meta_batch": 2, "inner_iters": 2} if REHEARSAL else {}
-    settings, benchmark = Settings.preset(preset, **tiny), benchmarks.BENCHMARKS[name]
+    settings, scale = Settings.preset(preset, **tiny), 1.0 if name == "omniglot" else 1 / 255
 
     def learner():
         keras.utils.set_random_seed(0)
-        return train.make_learner(
-            benchmark.network(settings.classes, settings.filters), settings, benchmark.scale, True
-        )
+        return learners.make_learner(problems.find(name).network(settings), settings, scale, True)
 
     rng = np.random.default_rng(0)
     image = (28, 28, 1) if name == "omniglot" else (84, 84, 3)
     groups = {str(i): rng.integers(0, 256, (20, *image), np.uint8) for i in range(40)}
-    return settings, learner, ImageClasses.from_groups(groups, benchmark.scale)
+    return settings, learner, ImageClasses.from_groups(groups, scale)
 
 
 def step_of(preset):

@@ -3,6 +3,7 @@
 TensorFlow aborts the process or waits indefinitely where this gives one line.
 """
 
+import errno
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import socket
 import time
 from typing import NamedTuple
 
-from reptile_tf.errors import UserError
+from reptile_tf.errors import ClusterError, UserError
 
 EXAMPLE = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
 
@@ -47,6 +48,8 @@ def of_this_process() -> Place:
       UserError: either makes no sense.
     """
     text = os.environ.get("TF_CONFIG", "").strip()
+    if not text:
+        _check_that_no_scheduler_started_many()
     try:
         config = json.loads(text or "{}")
     except ValueError as error:
@@ -66,8 +69,14 @@ def of_this_process() -> Place:
         raise UserError("TF_CONFIG names more than one chief")
     addresses = tuple(address for *_, address in members)
     for address in addresses:
-        if not isinstance(address, str) or not re.fullmatch(r".+:\d{1,5}", address) or not 0 < _port(address) < 2**16:
-            raise UserError(f"TF_CONFIG has the address {address!r}: it has to be like 'host0:2222'")
+        if (
+            not isinstance(address, str)
+            or not re.fullmatch(r"(\[[^\[\]]+\]|[^:\[\]]+):\d{1,5}", address)
+            or not 0 < _port(address) < 2**16
+        ):
+            raise UserError(
+                f"TF_CONFIG has the address {address!r}: it has to be like 'host0:2222' or '[2001:db8::1]:2222'"
+            )
         if addresses.count(address) > 1:
             raise UserError(f"TF_CONFIG has the address {address} twice")
     index = next((n for n, (job, i, _) in enumerate(members) if (job, i) == (kind, number)), None)
@@ -78,6 +87,17 @@ def of_this_process() -> Place:
         return Place()
     jobs = tuple(f"/job:{job}/replica:0/task:{i}" for job, i, _ in members)
     return Place(addresses, jobs, index, _join_seconds())
+
+
+def _check_that_no_scheduler_started_many() -> None:
+    """Raises UserError where a scheduler has started several of these, who would all train alone in one folder."""
+    for variable, scheduler in (("SLURM_STEP_NUM_TASKS", "srun"), ("OMPI_COMM_WORLD_SIZE", "mpirun")):
+        count = os.environ.get(variable, "")
+        if count.isdecimal() and int(count) > 1:
+            raise UserError(
+                f"{scheduler} has started {count} of this, but TF_CONFIG does not say where they are: set it in each, "
+                "or start one on each host; where each is to train by itself, set TF_CONFIG={} and another --checkpoint"
+            )
 
 
 def _join_seconds() -> float:
@@ -95,28 +115,36 @@ def meet(where: Place) -> None:
     """Waits until all workers are there, each listening at its port.
 
     Raises:
-      UserError: this worker's port is taken, or another one does not answer within `join_seconds`.
+      ClusterError: this worker's port is taken, or another one does not answer within `join_seconds`.
     """
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener = _listener(_port(where.addresses[where.index]))
+    except OSError as error:
+        raise ClusterError(  # a launcher finds other ports
+            f"{where.name(where.index)} cannot use its port ({os.strerror(error.errno)}): another run may have it; "
+            "end that or change TF_CONFIG"
+        ) from error
     with listener:
-        try:
-            listener.bind(("", _port(where.addresses[where.index])))
-            listener.listen(4096)
-        except OSError as error:
-            raise UserError(
-                f"{where.name(where.index)} cannot use its port ({error.strerror}): another run may have it; "
-                "end that or change TF_CONFIG"
-            ) from error
         missing = [i for i in range(where.count) if i != where.index]
         deadline = time.monotonic() + where.join_seconds
         while missing := [i for i in missing if not _answers(where.addresses[i])]:
             if time.monotonic() > deadline:
-                raise UserError(
+                raise ClusterError(
                     f"no answer from {', '.join(map(where.name, missing))} in {where.join_seconds:.0f} s: start all "
                     "workers of TF_CONFIG, or set REPTILE_JOIN_SECONDS to wait longer"
                 )
             time.sleep(0.1)
+
+
+def _listener(port: int) -> socket.socket:
+    """Listens at a port, by IPv6 as well where the host has it."""
+    if socket.has_dualstack_ipv6():
+        try:
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=4096)
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # IPv6 is switched off
+                raise
+    return socket.create_server(("", port), backlog=4096)
 
 
 def _port(address: str) -> int:
@@ -125,7 +153,8 @@ def _port(address: str) -> int:
 
 def _answers(address: str) -> bool:
     try:
-        socket.create_connection((address.rpartition(":")[0], _port(address)), timeout=2).close()
+        host = address.rpartition(":")[0].strip("[]")  # an IPv6 address stands in brackets
+        socket.create_connection((host, _port(address)), timeout=2).close()
     except OSError:  # a name that is not known yet, too
         return False
     return True

@@ -1,4 +1,4 @@
-"""Downloads and checks zip archives, and puts Omniglot in place; needs nothing but Python and curl, see fetch.py.
+"""Downloads and checks zip archives, and puts Omniglot in place; needs nothing but Python and curl.
 
 Python starts curl, and not the shell, because the bytes then pass through the process that holds the lock: whenever and
 however that one is killed, nothing goes on writing to the partial file.

@@ -7,12 +7,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
-if __package__:
-    from reptile_tf.data.archive import FetchError
-    from reptile_tf.data.parallel import in_parallel
-else:  # see fetch.py
-    from archive import FetchError
-    from parallel import in_parallel
+from reptile_tf.fetch.archive import FetchError
+from reptile_tf.fetch.parallel import in_parallel
 
 SETS = ("train", "val", "test")
 MAX_BYTES = 64 << 20  # of one image, which is held in memory; the largest of the paper's has 8.8 MB

@@ -22,9 +22,10 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context  # the key-value store and the abort of collectives have no public name
 
-from reptile_tf import place, progress
-from reptile_tf.errors import UserError
-from reptile_tf.place import Place
+from reptile_tf import progress
+from reptile_tf.distributed import tf_config
+from reptile_tf.distributed.tf_config import Place
+from reptile_tf.errors import ClusterError, UserError
 
 # Seconds that workers wait in an exchange for one that is alive but does not come: at least these, or this multiple of
 # the longest wait so far, for tasks that take minutes. (One that stops answering altogether is noticed in 10 to 20.)
@@ -70,7 +71,7 @@ class Cluster:
           patient: wait for the others as long as they live, and say for whom.
 
         Raises:
-          UserError: a worker is gone or does not come; the message names it.
+          ClusterError: a worker is gone or does not come; the message names it.
         """
         del patient
         return value
@@ -131,7 +132,7 @@ class _Workers(Cluster):
                 total = self._all_reduce[value.dtype](tf.concat([tf.reshape(value, [-1]), caught], 0))
                 caught = total[-2:].numpy()
         except tf.errors.OpError as error:
-            raise UserError(_lost(self._place, str(error))) from error
+            raise ClusterError(_lost(self._place, str(error))) from error
         self._stopping = next((int(n) for n, count in zip(signals, caught, strict=True) if count), 0)
         return tf.reshape(total[:-2], value.shape)
 
@@ -160,19 +161,20 @@ def join(where: Place) -> Cluster:
     Workers but the chief say nothing from here on, but for errors.
 
     Raises:
-      UserError: this worker's port is taken, or another worker does not answer; the message names it.
+      ClusterError: this worker's port is taken, or another worker does not answer; the message names it.
     """
     if where.count == 1:
         return Cluster()
     if where.index:
         progress.hush()
-    place.meet(where)
+    tf_config.meet(where)
     # One process per GPU: the strategy would make a replica of each that it sees, and count tasks so often.
     tf.config.set_visible_devices(tf.config.get_visible_devices("GPU")[:1], "GPU")
     # All are there, so this takes a second. But one may die in it, and TensorFlow would wait for an hour, its lock on
-    # Python held: only another process and C code can end that, and say so.
+    # Python held: only another process and C code can end that, and say so. SIGALRM does it, since 1 is for mistakes.
     lost = f"{where.name(where.index)}: another worker ended while all joined: this one stops too; start all again"
-    tell = 'i=0; while [ $i -lt $0 ]; do kill -0 $1 2>/dev/null || exit; sleep 1; i=$((i + 1)); done; echo "$2" >&2'
+    wait = "i=0; while [ $i -lt $0 ]; do kill -0 $1 2>/dev/null || exit; sleep 1; i=$((i + 1)); done"
+    tell = f'{wait}; echo "$2" >&2; kill -ALRM $1'
     command = ["sh", "-c", tell, str(max(1, int(where.join_seconds) - 2)), str(os.getpid()), lost]
     with (
         open(os.devnull, "w") as nowhere,
@@ -182,13 +184,13 @@ def join(where: Place) -> Cluster:
         try:
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
         except (tf.errors.OpError, RuntimeError) as error:
-            raise UserError(f"cannot join the cluster: {str(error).splitlines()[0]}") from error
+            raise ClusterError(f"cannot join the cluster: {str(error).splitlines()[0]}") from error
         finally:
             faulthandler.cancel_dump_traceback_later()
             os.killpg(notice.pid, signal.SIGKILL)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # TensorFlow has put its own in place
-    progress.say(f"cluster: {where.count} workers, {' '.join(where.addresses)}")
+    progress.log.info(f"cluster: {where.count} workers, {' '.join(where.addresses)}")
     return _Workers(where, strategy)
 
 
@@ -256,7 +258,7 @@ class _Watch:
             late = [i for i in range(self._where.count) if i != index and not self._has_come(number, i)]
             if patient:
                 if late:
-                    progress.say(f"waiting for {_names(self._where, late)}")
+                    progress.log.info(f"waiting for {_names(self._where, late)}")
                 continue
             unhealthy = f"unhealthy: {', '.join(self._where.jobs[i] for i in late)}"
             # Raises in the exchange, here and on the others, who get the message.
@@ -264,7 +266,7 @@ class _Watch:
             time.sleep(5)
             if self._waiting == waiting:  # in a kernel that cannot be aborted
                 print(_lost(self._where, unhealthy), file=sys.stderr, flush=True)
-                os._exit(1)
+                os._exit(ClusterError.exit_code)
             return
 
     def _has_come(self, number: int, index: int) -> bool:

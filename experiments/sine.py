@@ -4,8 +4,8 @@ A task is a wave y = A · sin(x + phase), A in [0.1, 5], phase in [0, 2π), on 5
 1-64-64-1 tanh perceptron. The inner loop is one pass over the 50 points in minibatches of ten, by SGD on the mean
 squared error; 30,000 meta-iterations, step size 0.1 → 0. A test fits ten fixed points of a new wave in 32 steps.
 
-  python experiments/run_sine.py              trains, tests on 1,000 new waves, draws; about a minute and a half
-  python experiments/run_sine.py --watch      the picture is drawn anew every 1,000 meta-iterations
+  python experiments/sine.py              trains, tests on 1,000 new waves, draws; about a minute and a half
+  python experiments/sine.py --watch      the picture is drawn anew every 1,000 meta-iterations
 
 Beside Reptile stand the same network trained jointly (k = 1: one step on each task, which learns the mean of all waves)
 and untrained.
@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 import reptile_tf as rt
 from reptile_tf import plots, tasks
 from reptile_tf.inner_loop import Adaptation, InnerLoop
-from reptile_tf.progress import Progress, say
+from reptile_tf.progress import Progress, log
 
 X = np.linspace(-5, 5, 50, dtype=np.float32)[:, np.newaxis]
 BATCH, INNER_RATE, META_STEP = 10, 0.02, 0.1
@@ -145,7 +145,7 @@ def run(arguments: argparse.Namespace) -> None:
         test = Test(learner, arguments.seed, arguments.tasks)
         redraw = None
         if steps > 1 and arguments.watch:
-            say(f"{picture} is drawn anew every 1,000 meta-iterations: open it in a viewer that reloads")
+            log.info(f"{picture} is drawn anew every 1,000 meta-iterations: open it in a viewer that reloads")
             redraw = lambda test=test, name=name: draw(picture, {name: test}, {})  # noqa: E731
         seconds = train(learner, arguments.seed, arguments.meta_iters, steps, name, redraw) if steps else 0.0
         errors[name], tests[name] = test.errors(), test
@@ -156,10 +156,10 @@ def run(arguments: argparse.Namespace) -> None:
             rows.append(
                 {"network": name, "inner_steps": at, "mean_squared_error": f"{mean:.4f}", "ci95": f"{ci95:.4f}"}
             )
-        say(f"{name}, {seconds:.0f} s of training: mean squared error {', '.join(said)} steps")
+        log.info(f"{name}, {seconds:.0f} s of training: mean squared error {', '.join(said)} steps")
     common.write_csv(csv, rows)
     draw(picture, tests, errors)
-    say(f"{picture} and {csv.name} are written")
+    log.info(f"{picture} and {csv.name} are written")
 
 
 def main() -> int:

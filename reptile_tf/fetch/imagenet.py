@@ -1,4 +1,4 @@
-"""Builds Mini-ImageNet (Vinyals et al. 2016) out of the user's own ImageNet; needs nothing but Python, see fetch.py.
+"""Builds Mini-ImageNet (Vinyals et al. 2016) out of the user's own ImageNet; needs nothing but Python.
 
 Which images the paper used, and where they lie in ImageNet's archive, is in the lists published with its code. LAST is
 not part of their byte ranges FIRST-LAST: wherever it is a multiple of 512, the next image's tar header can begin there.
@@ -13,17 +13,10 @@ import tarfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 
-if __package__:
-    from reptile_tf.data import archive, image_files
-    from reptile_tf.data.archive import FetchError
-    from reptile_tf.data.image_files import SETS, Image
-    from reptile_tf.data.parallel import in_parallel
-else:  # see fetch.py
-    import archive
-    import image_files
-    from archive import FetchError
-    from image_files import SETS, Image
-    from parallel import in_parallel
+from reptile_tf.fetch import archive, image_files
+from reptile_tf.fetch.archive import FetchError
+from reptile_tf.fetch.image_files import SETS, Image
+from reptile_tf.fetch.parallel import in_parallel
 
 # What a source of images comes down to: the images, with their sizes there, and how to read one.
 _Source = tuple[list[Image], Callable[[Image], bytes]]

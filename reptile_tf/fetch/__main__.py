@@ -5,12 +5,10 @@ import os
 import pathlib
 import sys
 
-# As a plain file it must do without the package, whose imports need what may not be installed yet.
-if __package__:
-    from reptile_tf.data import archive, imagenet
-else:
-    import archive
-    import imagenet
+# fetch_data.sh runs this file before the package, or anything else, is installed.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+from reptile_tf.fetch import archive, imagenet
 
 _EPILOG = f"""
 Environment:

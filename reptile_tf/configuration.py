@@ -1,0 +1,206 @@
+"""What a run's folder says of the run (config.json): the problem, settings, network, images and split."""
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+from reptile_tf import files, problems
+from reptile_tf.errors import UserError
+from reptile_tf.settings import ALIASES, Settings, SettingsError, flag, renamed
+
+if TYPE_CHECKING:
+    import keras
+
+    from reptile_tf.data import ImageClasses
+    from reptile_tf.meta import MetaLearner
+
+ALGORITHMS = ("reptile", "foml", "maml")  # functions of `meta_gradients`
+EVALUATION = ("shots", "transductive", "eval_batch", "eval_iters")
+# Of the network's JSON, what may differ between equal networks: object ids, and how the model was compiled.
+_NOT_THE_NETWORKS = ("shared_object_id", "compile_config")
+
+
+def of_run(
+    problem: problems.Problem | None,
+    settings: Settings,
+    model: "keras.Model",
+    images: "ImageClasses",
+    split: dict[str, "ImageClasses"],
+) -> dict[str, Any]:
+    """The configuration of a new run.
+
+    Args:
+      problem: what is learned; None where `meta_train` was called by itself.
+      settings: of the run.
+      model: what it trains. A model that Keras cannot serialize is recorded as none.
+      images: all of them, or those trained on.
+      split: sets of classes by name.
+    """
+    kept = {name: getattr(settings, name) for name in EVALUATION}
+    shape = [int(axis) for axis in images.images.shape[1:]]
+    preparation = {"shape": shape, "dtype": str(images.images.dtype), "scale": images.scale}
+    if problem:
+        preparation["resampling"] = problem.resampling
+    return {
+        "problem": problem.name if problem else "library",
+        "settings": settings.determining_weights(),
+        "evaluation": kept,
+        "images": preparation,
+        **_network(model),
+        "split": {part: list(classes.names) for part, classes in split.items()},
+    }
+
+
+def of_learner(learner: "MetaLearner") -> dict[str, Any]:
+    """The configuration of a learner that no settings describe.
+
+    Raises:
+      ValueError: its loss or meta-gradient is the user's own, which no text describes.
+    """
+    import keras
+
+    from reptile_tf import meta_gradients
+    from reptile_tf.network import cross_entropy
+
+    algorithm = getattr(learner.meta_gradient, "__name__", "")
+    stock = algorithm in ALGORITHMS and learner.meta_gradient is getattr(meta_gradients, algorithm)
+    if learner.network.loss is not cross_entropy or not stock:
+        raise ValueError(
+            "a learner with a loss or a meta-gradient of its own cannot be saved whole: keep learner.state() (NumPy "
+            "arrays by name), make the learner again, and give it to restore()"
+        )
+    return {
+        "problem": "library",
+        "settings": {},
+        "learner": {
+            "inner_optimizer": keras.optimizers.serialize(learner.inner_optimizer),
+            "outer_optimizer": keras.optimizers.serialize(learner.outer_optimizer),
+            "meta_gradient": algorithm,
+            "meta_batch": learner.meta_batch,
+            "sequential": learner.sequential,
+            "weight_decay": learner.weight_decay,
+        },
+        "images": {"scale": learner.network.scale},
+        **_network(learner.model),
+        "split": {},
+    }
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """The configuration in a text of `files.sealed`; an earlier version's names are made today's.
+
+    Raises:
+      ValueError: it is none, or damaged.
+    """
+    config = files.unsealed(text)
+    if "benchmark" in config:
+        config["problem"] = config.pop("benchmark")
+    if missing := {"problem", "settings", "split"} - config.keys():
+        raise ValueError(f"it says nothing of {', '.join(sorted(missing))}")
+    recorded = config["settings"]
+    if isinstance(recorded, dict) and ALIASES.keys() & recorded.keys():  # of an earlier version
+        algorithm = "partial-sum" if recorded.get("gradients") else "reptile"
+        defaults = {"algorithm": algorithm, "inner_optimizer": "adam", "sequential": False}
+        config["settings"] = defaults | renamed(recorded)
+    return config
+
+
+def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    """What differs between two runs, in the user's words; what only one of them says does not count."""
+    if theirs["problem"] != ours["problem"]:
+        return [f"{theirs['problem']} there, {ours['problem']} here"]
+    defaults = dataclasses.asdict(Settings())  # of what is newer than the run
+    names = sorted(theirs["settings"].keys() | ours["settings"].keys())
+    pairs = {name: [c["settings"].get(name, defaults.get(name)) for c in (theirs, ours)] for name in names}
+    differing = [f"{flag(name)} {a} there, {b} here" for name, (a, b) in pairs.items() if a != b]
+    if "images" in theirs:
+        pairs = {name: (theirs["images"].get(name), value) for name, value in ours["images"].items()}
+        differing += [f"images of {name} {a} there, {b} here" for name, (a, b) in pairs.items() if a != b]
+    if theirs.get("learner") != ours.get("learner"):
+        differing.append("the learner there has other optimizers or options than the one here")
+    networks = [c.get("network") for c in (theirs, ours)]
+    same_keras = theirs.get("keras") == ours.get("keras")  # another version may describe an equal network otherwise
+    if same_keras and all(networks) and _comparable(networks[0]) != _comparable(networks[1]):
+        differing.append("the network there has other layers than the one here")
+    if not differing and theirs["split"] != ours["split"]:
+        differing = ["the images there are of other classes than the ones here"]
+    return differing
+
+
+def settings_of(config: dict[str, Any]) -> Settings:
+    """The settings, the evaluation's among them; raises UserError for what this version does not know."""
+    evaluation = config.get("evaluation", {"eval_batch": 5, "eval_iters": 50})  # of earlier versions
+    try:
+        return Settings(**(config["settings"] | evaluation))
+    except (SettingsError, TypeError) as error:
+        raise UserError(f"the run has settings that this version does not know: {error}") from error
+
+
+def scale_of(config: dict[str, Any]) -> float:
+    """What pixels are multiplied by."""
+    if "images" in config:
+        return config["images"]["scale"]
+    return 1 / 255 if config["problem"] == "miniimagenet" else 1.0  # of earlier versions
+
+
+def network_of(config: dict[str, Any]) -> "keras.Model":
+    """A new model like the run's, its weights yet to be set.
+
+    Raises:
+      UserError: neither a problem of this version nor Keras can build it safely.
+    """
+    import keras
+
+    if network := config.get("network"):
+        try:
+            return keras.saving.deserialize_keras_object(network)
+        except Exception as error:  # whatever a user's layers raise; safe_mode refuses code that it would run
+            raise UserError(
+                f"Keras cannot rebuild the run's network ({next(iter(str(error).splitlines()), error)}): make it "
+                "yourself and give it as load(folder, model=…)"
+            ) from error
+    try:
+        return problems.find(config["problem"]).network(settings_of(config))
+    except KeyError as error:
+        raise UserError(
+            f"the run does not say what its network is, and its problem, {config['problem']!r}, is not known: give the "
+            "network as load(folder, model=…)"
+        ) from error
+
+
+def _network(model: "keras.Model") -> dict[str, Any]:
+    """Keras's own description of a model, if it has one, and Keras's version."""
+    import keras
+
+    try:
+        described = keras.saving.serialize_keras_object(model)
+        described.pop("compile_config", None)
+        described = json.loads(json.dumps(described))
+    except Exception:  # a user's get_config may raise anything; it may give what JSON cannot hold
+        described = None
+    return {"network": described, "keras": keras.__version__}
+
+
+def _comparable(network: Any) -> Any:
+    """A network's description with its layers numbered, as Keras names them by what else a process has made."""
+    numbers: dict[str, int] = {}
+
+    def collect(part: Any) -> None:
+        if isinstance(part, dict):
+            if isinstance(part.get("config"), dict) and isinstance(part["config"].get("name"), str):
+                numbers.setdefault(part["config"]["name"], len(numbers))
+            for value in part.values():
+                collect(value)
+        elif isinstance(part, list):
+            for value in part:
+                collect(value)
+
+    def replaced(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: replaced(value) for key, value in part.items() if key not in _NOT_THE_NETWORKS}
+        if isinstance(part, list):
+            return [replaced(value) for value in part]
+        return numbers.get(part, part) if isinstance(part, str) else part
+
+    collect(network)
+    return replaced(network)

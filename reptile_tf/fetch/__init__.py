@@ -1,0 +1,1 @@
+"""From the internet, or a copy of ImageNet, to files; with the standard library alone."""

@@ -1,0 +1,61 @@
+"""Omniglot, or the built-in glyphs in its place (paper, section 6.1 and table 1)."""
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from reptile_tf.problems.problem import Problem, Sets
+from reptile_tf.settings import Settings
+
+if TYPE_CHECKING:
+    import keras
+
+    from reptile_tf.data import ImageClasses
+
+TRAINING_CHARACTERS = 1200  # of 1,623 (paper, section 6.1); the rest are for testing
+
+
+def _preset(way: int, shots: int) -> dict[str, Any]:
+    common = {"shots": shots, "classes": way, "train_shots": 10, "eval_iters": 50}
+    common |= {"meta_step": 1.0, "meta_step_final": 0.0, "meta_batch": 5}
+    if way == 5:
+        inner = {"inner_batch": 10, "inner_iters": 5, "learning_rate": 1e-3, "meta_iters": 100_000, "eval_batch": 5}
+    else:
+        inner = {"inner_batch": 20, "inner_iters": 10, "learning_rate": 5e-4, "meta_iters": 200_000, "eval_batch": 10}
+    return common | inner
+
+
+class Omniglot(Problem):
+    """1,623 characters of 20 drawings, 28x28."""
+
+    name = "omniglot"
+    # Appendix A, table 1. `shots` and the eval settings do not touch training.
+    presets: ClassVar = {f"omniglot-{shots}shot-{way}way": _preset(way, shots) for way in (5, 20) for shots in (1, 5)}
+    lacks = ("skip_bad_images",)
+
+    def network(self, settings: Settings) -> "keras.Model":
+        """The paper's, by the settings' ways and filters."""
+        from reptile_tf import models
+
+        return models.omniglot(settings.classes, settings.filters)
+
+    def load(self, settings: Settings) -> tuple["ImageClasses", str]:
+        """By `source`."""
+        from reptile_tf.data import glyphs, omniglot
+
+        if settings.source == "glyphs":
+            classes = glyphs.load()
+        elif settings.source == "tfds":
+            classes = omniglot.load_tfds(settings.data_dir or None)
+        else:
+            classes = omniglot.load_raw(settings.data_dir or "data/omniglot")
+        return classes, f"omniglot ({settings.source})"
+
+    def split(self, classes: "ImageClasses", seed: int) -> Sets:
+        """By the seed: 1,200 characters to train on, the others to test on (and to validate on)."""
+        return dict(zip(("train", "test"), classes.split(TRAINING_CHARACTERS, seed), strict=True))
+
+    def for_training(self, classes: "ImageClasses") -> "ImageClasses":
+        """Each character turned by 90, 180 and 270 degrees is a class of its own."""
+        return classes.with_rotations()
+
+
+PROBLEM = Omniglot()

@@ -1,0 +1,51 @@
+"""What a problem has to say of itself."""
+
+import abc
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import keras
+
+    from reptile_tf.data import ImageClasses
+    from reptile_tf.settings import Settings
+
+Sets = dict[str, "ImageClasses"]
+
+
+class Problem(abc.ABC):
+    """A data set, how it is split, and a network for it.
+
+    Attributes:
+      name: in configurations and results; the module's name.
+      presets: settings by name, for `--preset` and `Settings.preset`.
+      defaults: settings whose defaults differ from those of `Settings`.
+      lacks: names of settings that mean nothing here; there are no flags for them.
+      onednn: whether oneDNN's convolutions are faster here, which TensorFlow does not choose by itself on AMD's
+        processors. TF_ENABLE_ONEDNN_OPTS has to be set when TensorFlow is first imported.
+      validation: which set of classes to validate on while training.
+      resampling: how images were resized.
+    """
+
+    name: str
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    defaults: ClassVar[dict[str, Any]] = {}
+    lacks: tuple[str, ...] = ("source", "skip_bad_images")
+    onednn: bool = False
+    validation: str = "test"
+    resampling: str = "nearest"
+
+    @abc.abstractmethod
+    def network(self, settings: "Settings") -> "keras.Model":
+        """A new model, from images to one logit per way."""
+
+    @abc.abstractmethod
+    def load(self, settings: "Settings") -> tuple["ImageClasses", str]:
+        """All classes, and what to call them in results; raises UserError if they cannot be loaded."""
+
+    @abc.abstractmethod
+    def split(self, classes: "ImageClasses", seed: int) -> Sets:
+        """The sets of classes, "train" and "test" among them."""
+
+    def for_training(self, classes: "ImageClasses") -> "ImageClasses":
+        """What is made of the training classes before tasks are drawn from them."""
+        return classes
