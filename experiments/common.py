@@ -101,10 +101,10 @@ def guarded(work: Callable[[], None]) -> int:
             raise UserError("experiments run on one host and join no cluster: leave TF_CONFIG out")
         work()
     except flags.FlagsError as error:
-        print(f"{program}: {error} (see run_omniglot.py --help)", file=sys.stderr)
+        print(f"{program}: {error.on_command_line} (see run_omniglot.py --help)", file=sys.stderr)
         return 2
     except UserError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        print(f"{program}: {error.on_command_line}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; the same command goes on")

@@ -26,7 +26,7 @@ def main(argv: list[str], doc: str, problem: Problem) -> int:
     try:
         settings, chosen = flags.parse(argv, doc, problem)
     except flags.FlagsError as error:
-        print(f"{program}: {error} (see --help)", file=sys.stderr)
+        print(f"{program}: {error.on_command_line} (see --help)", file=sys.stderr)
         return 2
     if problem.onednn:
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -39,12 +39,12 @@ def main(argv: list[str], doc: str, problem: Problem) -> int:
     except KeyboardInterrupt:
         return 130
     except UserError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        print(f"{program}: {error.on_command_line}", file=sys.stderr)
         return 1
     try:
         run.run(settings, chosen, problem)
     except UserError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        print(f"{program}: {error.on_command_line}", file=sys.stderr)
         return error.exit_code
     except Interrupted as interrupted:
         log.info(

@@ -71,7 +71,7 @@ def parse(argv: list[str], doc: str, problem: Problem) -> tuple[Settings, frozen
         given = renamed({name: values[name].value for name in names if values[name].present})
         settings = Settings.of(problem, values.preset, **given)
     except SettingsError as error:
-        raise FlagsError(str(error)) from error
+        raise FlagsError(error.on_command_line) from error
     return settings, frozenset(given) | frozenset(presets.get(values.preset, ()))
 
 

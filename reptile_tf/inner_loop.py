@@ -91,7 +91,7 @@ class Adaptation:
           ValueError: the optimizer is no plain SGD, or second derivatives of the network would be wrong.
         """
         if not self._is_plain_sgd:
-            raise ValueError("MAML differentiates through the inner steps, which must be plain SGD (--sgd)")
+            raise ValueError("MAML differentiates through the inner steps, which must be plain SGD")
         if names := self._network.not_differentiable_twice:
             raise ValueError(
                 f"MAML cannot differentiate twice through tf.nn.moments in {', '.join(names)}: take the variance of "

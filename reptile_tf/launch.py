@@ -258,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return launch(arguments.script, arguments.flags, arguments.workers, arguments.restarts)
     except UserError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {error.on_command_line}", file=sys.stderr)
         return 1
 
 

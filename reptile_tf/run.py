@@ -205,7 +205,9 @@ def _of_network_in(
     try:
         return dataclasses.replace(settings, **trained)
     except (SettingsError, TypeError) as error:
-        raise UserError(f"these flags do not go with {folder.path}: {error}") from error
+        raise UserError(
+            f"these flags do not go with {folder.path}: {getattr(error, 'on_command_line', error)}"
+        ) from error
 
 
 def _split_of(config: dict[str, Any], images: ImageClasses) -> Sets:

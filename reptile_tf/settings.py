@@ -8,6 +8,8 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
+from reptile_tf.errors import as_arguments
+
 if TYPE_CHECKING:
     from reptile_tf.problems import Problem
 
@@ -21,7 +23,15 @@ _AFFECTS = {TASKS: WEIGHTS, INNER: WEIGHTS, OUTER: WEIGHTS, EVALUATION: RESULTS,
 
 
 class SettingsError(ValueError):
-    """A setting that cannot be; the message names the flag and says what it may be."""
+    """A setting that cannot be; the message names it and says what it may be.
+
+    Attributes:
+      on_command_line: the message that names flags.
+    """
+
+    def __init__(self, message: str):
+        self.on_command_line = message
+        super().__init__(as_arguments(message))
 
 
 # Upper bounds where more would never end or fit no memory, far above what anybody needs; elsewhere 64 bits are enough.

@@ -274,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         export(learners.load(arguments.checkpoint), arguments.out, arguments.inner_steps)
     except UserError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {error.on_command_line}", file=sys.stderr)
         return 1
     print(f"the model is in {arguments.out}")
     return 0

@@ -75,10 +75,10 @@ def test_a_gpu_can_be_left_alone(told):
 
 
 def test_a_gpu_that_is_asked_for_but_not_there_stops_the_run(told, monkeypatch):
-    with pytest.raises(UserError, match="--device gpu: there is no NVIDIA GPU here, or CUDA_VISIBLE_DEVICES hides it"):
+    with pytest.raises(UserError, match="device gpu: there is no NVIDIA GPU here, or CUDA_VISIBLE_DEVICES hides it"):
         device.configure(Settings(device="gpu"), 5)
     monkeypatch.setattr(device, "_why_no_gpu", lambda: "its driver is missing")
-    with pytest.raises(UserError, match="--device gpu: its driver is missing"):
+    with pytest.raises(UserError, match="device gpu: its driver is missing"):
         device.configure(Settings(device="gpu"), 5)
 
 

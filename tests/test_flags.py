@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from reptile_tf import flags, problems
+from reptile_tf.errors import UserError
 from reptile_tf.problems.omniglot import PROBLEM
 from reptile_tf.settings import ALIASES, Settings, SettingsError, names_of, renamed
 
@@ -120,7 +121,7 @@ def settings_or_message(make, *arguments, **options):
     try:
         return make(*arguments, **options)
     except (SettingsError, flags.FlagsError) as error:
-        return str(error)
+        return error.on_command_line
 
 
 @pytest.mark.parametrize("problem", [problems.find(name) for name in problems.names()], ids=problems.names())
@@ -210,7 +211,7 @@ def test_what_a_setting_affects_is_said_once():
 def test_a_bad_flag_gets_one_line(arguments, message):
     with pytest.raises(flags.FlagsError) as caught:
         parse(*arguments)
-    assert message in str(caught.value)
+    assert message in caught.value.on_command_line
     assert "\n" not in str(caught.value)
 
 
@@ -232,8 +233,15 @@ def test_what_determines_weights_does_not_name_evaluation():
 
 
 def test_settings_in_a_program_are_checked_too():
-    with pytest.raises(SettingsError, match="--classes must be at least 2"):
+    with pytest.raises(SettingsError, match="^classes must be at least 2") as caught:
         Settings(classes=1)
+    assert caught.value.on_command_line.startswith("--classes must be")
+
+
+def test_an_error_names_arguments_in_a_program_and_flags_on_the_command_line():
+    error = UserError("lower --eval-batch or (--filters);\n see /a--b/--c and 3--4")
+    assert str(error) == "lower eval_batch or (filters);  see /a--b/--c and 3--4"
+    assert error.on_command_line == "lower --eval-batch or (--filters);  see /a--b/--c and 3--4"
 
 
 def test_help_whose_reader_has_gone_ends_quietly():

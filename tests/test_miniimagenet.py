@@ -217,5 +217,5 @@ def test_omniglots_flags_are_unknown_here(run):
 
 def test_the_folder_of_all_data_sets_is_not_the_one_of_photographs(photographs):
     (photographs.parent / "miniimagenet").mkdir()
-    with pytest.raises(UserError, match=r"did you mean --data-dir .*/miniimagenet\?"):
+    with pytest.raises(UserError, match=r"did you mean data_dir .*/miniimagenet\?"):
         miniimagenet.load(photographs.parent)

@@ -108,8 +108,8 @@ def test_a_folder_takes_the_same_network_by_whatever_names(classes, tmp_path):
         (lambda m, c, s: (small(activity_regularizer="l2"), c, s), "other layers"),
         (lambda m, c, s: (m, dataclasses.replace(c, scale=1.0), s), "images of scale 0.0039.* there, 1.0 here"),
         (lambda m, c, s: (m, c.subset(range(5)), s), "of other classes"),
-        (lambda m, c, s: (m, c, dataclasses.replace(s, seed=1)), "--seed 0 there, 1 here"),
-        (lambda m, c, s: (m, c, dataclasses.replace(s, algorithm="foml")), "--algorithm reptile there, foml here"),
+        (lambda m, c, s: (m, c, dataclasses.replace(s, seed=1)), "seed 0 there, 1 here"),
+        (lambda m, c, s: (m, c, dataclasses.replace(s, algorithm="foml")), "algorithm reptile there, foml here"),
     ],
 )
 def test_a_folder_refuses_another_run(classes, tmp_path, change, message):

@@ -336,7 +336,7 @@ def test_a_folder_with_other_settings_is_refused_with_the_differences(tmp_path):
     claim(folder, CONFIG)
     before = (folder.path / "config.json").read_bytes()
     other = CONFIG | {"settings": {"classes": 20, "inner_iters": 20}}
-    with pytest.raises(UserError, match=r"other settings: --classes 5 there, 20 here\. Choose another"):
+    with pytest.raises(UserError, match=r"other settings: classes 5 there, 20 here\. Choose another"):
         claim(folder, other)
     with pytest.raises(UserError, match="other classes"):
         claim(folder, CONFIG | {"split": {"train": ["b"], "test": ["a"]}})
@@ -360,7 +360,7 @@ def test_settings_that_are_newer_than_a_run_had_their_defaults(tmp_path):
     folder = RunFolder(tmp_path / "run")
     claim(folder, CONFIG)
     claim(folder, CONFIG | {"settings": CONFIG["settings"] | {"gradients": ""}})
-    with pytest.raises(UserError, match="--algorithm reptile there, maml here"):
+    with pytest.raises(UserError, match="algorithm reptile there, maml here"):
         claim(folder, CONFIG | {"settings": CONFIG["settings"] | {"maml": True}})
 
 
@@ -387,12 +387,12 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot use .*file/run as --checkpoint"):
+    with pytest.raises(UserError, match="cannot use .*file/run as checkpoint"):
         claim(RunFolder(tmp_path / "file" / "run"), CONFIG)
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):
-    with pytest.raises(UserError, match="no run in .*; name its folder with --checkpoint"):
+    with pytest.raises(UserError, match="no run in .*; name its folder with checkpoint"):
         RunFolder(tmp_path).config()
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="cannot read .*config.json"):

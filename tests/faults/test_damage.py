@@ -135,7 +135,7 @@ def test_of_two_that_claim_a_folder_at_once_one_is_refused(tmp_path, monkeypatch
         flock(*arguments)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with pytest.raises(UserError, match="--classes 4 there, 3 here"):
+    with pytest.raises(UserError, match="classes 4 there, 3 here"):
         claim(ours, CONFIG)
     assert ours.config() == theirs
 
