@@ -146,7 +146,7 @@ def test_other_models_too(kind, tmp_path, small_model):
         groups = {str(i): draw(0, 256, [5, 84, 84, 3], np.uint8) for i in range(4)}
         learner = meta_train(models.miniimagenet(3, 4), ImageClasses.from_groups(groups, scale=1 / 255), settings)
     else:
-        settings = Settings(**(TINY | {"sgd": True, "learning_rate": 0.01, "weight_decay": 0.99}))
+        settings = Settings(**(TINY | {"inner_optimizer": "sgd", "learning_rate": 0.01, "weight_decay": 0.99}))
         learner = learners.make_learner(small_model(), settings, scale=1.0)
     tfjs.export(learner, tmp_path)
     ours, expected, before = in_javascript(tmp_path), reference(tmp_path), weights(tmp_path)

@@ -112,7 +112,7 @@ def test_a_moment_of_the_outer_optimizer_alone_is_noticed():
 
 @pytest.mark.parametrize(
     ("always", "then"),
-    [({"sgd": True}, {"learning_rate": 1e30}), ({}, {"meta_step": 1e38, "meta_step_final": 1e38})],
+    [({"inner_optimizer": "sgd"}, {"learning_rate": 1e30}), ({}, {"meta_step": 1e38, "meta_step_final": 1e38})],
     ids=["inner SGD", "meta-step"],
 )
 def test_weights_that_explode_stop_the_run_and_the_last_good_state_is_kept(small_model, glyphs, tmp_path, always, then):
