@@ -91,8 +91,8 @@ class ImageNet:
         """Runs the plain script, which sends itself a signal at the given call of os.replace or os.rename."""
         driver = f"""
 import os, signal, sys, time
-sys.path.insert(0, {str(SCRIPT.parent / "reptile_tf" / "data")!r})
-import fetch, imagenet
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+from reptile_tf.fetch import __main__ as fetch, imagenet
 imagenet.fetch_miniimagenet.__defaults__ = ({self.digest!r},)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.cpu_count = lambda: 2
