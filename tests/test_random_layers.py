@@ -172,6 +172,6 @@ def test_networks_of_keras_applications_run(body, options):
     model = keras.Sequential([L.Input((32, 32, 3)), inside, L.Dense(3)])
     settings = Settings(
         classes=3, shots=1, train_shots=4, inner_batch=6, inner_iters=1, meta_iters=1, eval_samples=2, eval_iters=1,
-        in_turn=True,
+        sequential=True,
     )  # fmt: skip
     assert np.isfinite(meta_test(meta_train(model, classes, settings), classes, settings).accuracy)
