@@ -247,7 +247,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
     parser.add_argument("--mode", default="auto", choices=("auto", "branches", "stacked"))
-    parser.add_argument("--sequential", action="store_true", help="tasks one after another, as the PyTorch loops")
+    parser.add_argument(
+        "--sequential", "--in-turn", action="store_true", help="tasks one after another, as the PyTorch loops"
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
     parser.add_argument("--against", default="", help="kinds of PyTorch loops, with commas (default: all)")
     parser.add_argument("--write", type=pathlib.Path, help="JSON file of results by preset, to be added to")

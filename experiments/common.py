@@ -21,14 +21,13 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from reptile_tf import device, files, flags, plots
+from reptile_tf import configuration, device, files, flags, plots
 from reptile_tf.checkpoint import RunFolder
 from reptile_tf.distributed import tf_config
 from reptile_tf.errors import UserError
 from reptile_tf.evaluate import Accuracy
 from reptile_tf.problems.omniglot import PROBLEM
 from reptile_tf.progress import Progress, log, show_progress
-from reptile_tf.settings import renamed
 
 HERE = pathlib.Path(__file__).resolve().parent
 RUN_OMNIGLOT = HERE.parent / "run_omniglot.py"
@@ -182,7 +181,8 @@ def _run(folder: pathlib.Path, name: str, own: Sequence[str]) -> Run:
             raise UserError(f"run {name} failed: {lines[-1]} (all of it is in {log})")
     try:
         found = json.loads(results.read_text())
-        there = renamed({k: v for k, v in found["settings"].items() if k not in ("checkpoint", "data_dir")})
+        recorded = {key: value for key, value in found["settings"].items() if key not in ("checkpoint", "data_dir")}
+        there = configuration.todays_settings(recorded)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"cannot read {results} ({error!r}): move it away, and the run's last part is done anew"

@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from reptile_tf.data import ImageClasses
     from reptile_tf.meta import MetaLearner
 
-ALGORITHMS = ("reptile", "foml", "maml")  # functions of `meta_gradients`
 EVALUATION = ("shots", "transductive", "eval_batch", "eval_iters")
-# Of the network's JSON, what may differ between equal networks: object ids, and how the model was compiled.
+# Of the network's JSON, what may differ between equal networks: object ids, and how a model within it was compiled.
 _NOT_THE_NETWORKS = ("shared_object_id", "compile_config")
 
 
@@ -59,12 +58,11 @@ def of_learner(learner: "MetaLearner") -> dict[str, Any]:
     """
     import keras
 
-    from reptile_tf import meta_gradients
+    from reptile_tf.meta_gradients import BY_NAME
     from reptile_tf.network import cross_entropy
 
-    algorithm = getattr(learner.meta_gradient, "__name__", "")
-    stock = algorithm in ALGORITHMS and learner.meta_gradient is getattr(meta_gradients, algorithm)
-    if learner.network.loss is not cross_entropy or not stock:
+    algorithm = next((name for name, function in BY_NAME.items() if function is learner.meta_gradient), None)
+    if learner.network.loss is not cross_entropy or algorithm is None:
         raise ValueError(
             "a learner with a loss or a meta-gradient of its own cannot be saved whole: keep learner.state() (NumPy "
             "arrays by name), make the learner again, and give it to restore()"
@@ -97,12 +95,17 @@ def parsed(text: str) -> dict[str, Any]:
         config["problem"] = config.pop("benchmark")
     if missing := {"problem", "settings", "split"} - config.keys():
         raise ValueError(f"it says nothing of {', '.join(sorted(missing))}")
-    recorded = config["settings"]
-    if isinstance(recorded, dict) and ALIASES.keys() & recorded.keys():  # of an earlier version
-        algorithm = "partial-sum" if recorded.get("gradients") else "reptile"
-        defaults = {"algorithm": algorithm, "inner_optimizer": "adam", "sequential": False}
-        config["settings"] = defaults | renamed(recorded)
+    if isinstance(config["settings"], dict):
+        config["settings"] = todays_settings(config["settings"])
     return config
+
+
+def todays_settings(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Settings by name that a run has recorded, an earlier version's by today's names; raises SettingsError."""
+    if not ALIASES.keys() & recorded.keys():
+        return recorded
+    algorithm = "partial-sum" if recorded.get("gradients") else "reptile"
+    return {"algorithm": algorithm, "inner_optimizer": "adam", "sequential": False} | renamed(recorded)
 
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
@@ -118,10 +121,7 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
         differing += [f"images of {name} {a} there, {b} here" for name, (a, b) in pairs.items() if a != b]
     if theirs.get("learner") != ours.get("learner"):
         differing.append("the learner there has other optimizers or options than the one here")
-    networks = [c.get("network") for c in (theirs, ours)]
-    same_keras = theirs.get("keras") == ours.get("keras")  # another version may describe an equal network otherwise
-    if same_keras and all(networks) and _comparable(networks[0]) != _comparable(networks[1]):
-        differing.append("the network there has other layers than the one here")
+    differing += _other_network(theirs, ours)
     if not differing and theirs["split"] != ours["split"]:
         differing = ["the images there are of other classes than the ones here"]
     return differing
@@ -143,14 +143,18 @@ def scale_of(config: dict[str, Any]) -> float:
     return 1 / 255 if config["problem"] == "miniimagenet" else 1.0  # of earlier versions
 
 
-def network_of(config: dict[str, Any]) -> "keras.Model":
-    """A new model like the run's, its weights yet to be set.
+def network_of(config: dict[str, Any], model: "keras.Model | None" = None) -> "keras.Model":
+    """A new model like the run's, its weights yet to be set; or the one given, if it is like the run's.
 
     Raises:
-      UserError: neither a problem of this version nor Keras can build it safely.
+      UserError: neither a problem of this version nor Keras can build it safely; the one given has other layers.
     """
     import keras
 
+    if model is not None:
+        if other := _other_network(config, _network(model)):
+            raise UserError(other[0])
+        return model
     if network := config.get("network"):
         try:
             return keras.saving.deserialize_keras_object(network)
@@ -181,8 +185,21 @@ def _network(model: "keras.Model") -> dict[str, Any]:
     return {"network": described, "keras": keras.__version__}
 
 
+def _other_network(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    """A line where both describe their networks, and these differ."""
+    networks = [config.get("network") for config in (theirs, ours)]
+    same_keras = theirs.get("keras") == ours.get("keras")  # another version may describe an equal network otherwise
+    if same_keras and all(networks) and _comparable(networks[0]) != _comparable(networks[1]):
+        return ["the network there has other layers than the one here"]
+    return []
+
+
 def _comparable(network: Any) -> Any:
-    """A network's description with its layers numbered, as Keras names them by what else a process has made."""
+    """A network's description without what may differ between equal ones.
+
+    Layers are numbered, as Keras names them by what else a process has made. A lambda's code is left out: it holds the
+    place where it stood in a file.
+    """
     numbers: dict[str, int] = {}
 
     def collect(part: Any) -> None:
@@ -195,12 +212,17 @@ def _comparable(network: Any) -> Any:
             for value in part:
                 collect(value)
 
+    def number(part: Any) -> Any:
+        return numbers.get(part, part) if isinstance(part, str) else replaced(part)
+
     def replaced(part: Any) -> Any:
         if isinstance(part, dict):
-            return {key: replaced(value) for key, value in part.items() if key not in _NOT_THE_NETWORKS}
-        if isinstance(part, list):
-            return [replaced(value) for value in part]
-        return numbers.get(part, part) if isinstance(part, str) else part
+            if part.get("class_name") == "__lambda__":
+                return "a lambda"
+            kept = {key: value for key, value in part.items() if key not in _NOT_THE_NETWORKS}
+            # Elsewhere a string may be equal to a layer's name, as an activation's is.
+            return {key: number(value) if key == "name" else replaced(value) for key, value in kept.items()}
+        return [number(value) for value in part] if isinstance(part, list) else part
 
     collect(network)
     return replaced(network)

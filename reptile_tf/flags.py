@@ -111,7 +111,7 @@ def _help(
         choices = field.metadata["choices"]
         text = field.metadata["help"] + (f" [{' | '.join(choices)}]" if choices else "")
         describe(field.name, text, values[field.name].default)
-    lines += ["", "The original's names:"]
+    lines += ["", "Other names, the original's among them:"]
     for alias in ALIASES:
         describe(alias, values[alias].help, False)
     return "\n".join(lines)

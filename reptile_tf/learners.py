@@ -11,7 +11,7 @@ from reptile_tf.checkpoint import Checkpoint, RunFolder
 from reptile_tf.distributed.cluster import ALONE, Cluster
 from reptile_tf.errors import UserError
 from reptile_tf.meta import MetaLearner
-from reptile_tf.meta_gradients import MetaGradient, foml, maml, partial_sum, reptile
+from reptile_tf.meta_gradients import BY_NAME, MetaGradient, partial_sum
 from reptile_tf.settings import Settings
 
 
@@ -30,13 +30,13 @@ def load(path: str | pathlib.Path, model: keras.Model | None = None) -> MetaLear
     config = folder.config()
     try:
         settings = None if "learner" in config else configuration.settings_of(config)
-        model = model or configuration.network_of(config)
+        model = configuration.network_of(config, model)
         if settings is None:
             learner = _saved(config["learner"], model, configuration.scale_of(config))
         else:
             learner = make_learner(model, settings, configuration.scale_of(config))
     except UserError as error:
-        raise UserError(f"{folder.path}: {error}") from error
+        raise UserError(f"{folder.path}: {error.on_command_line}") from error
     restore_from(folder, learner)
     return learner
 
@@ -64,7 +64,7 @@ def _saved(options: dict[str, Any], model: keras.Model, scale: float) -> MetaLea
     options = dict(options)
     try:
         optimizers = [keras.optimizers.deserialize(options.pop(f"{which}_optimizer")) for which in ("inner", "outer")]
-        algorithm = {"reptile": reptile, "foml": foml, "maml": maml}[options.pop("meta_gradient")]
+        algorithm = BY_NAME[options.pop("meta_gradient")]
         return MetaLearner(model, *optimizers, meta_gradient=algorithm, scale=scale, **options)
     except Exception as error:  # what a user's schedule raises; what of the text is not as it was written
         raise UserError(f"the learner cannot be made again: {next(iter(str(error).splitlines()), error)}") from error
@@ -116,7 +116,7 @@ def make_learner(
 def _meta_gradient(settings: Settings) -> MetaGradient:
     if settings.algorithm == "partial-sum":
         return partial_sum(settings.inner_gradients)
-    return {"reptile": reptile, "foml": foml, "maml": maml}[settings.algorithm]
+    return BY_NAME[settings.algorithm]
 
 
 def restore(learner: MetaLearner, checkpoint: Checkpoint) -> None:

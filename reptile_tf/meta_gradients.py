@@ -64,3 +64,6 @@ def partial_sum(terms: Collection[int]) -> MetaGradient:
         return total
 
     return meta_gradient
+
+
+BY_NAME: dict[str, MetaGradient] = {"reptile": reptile, "foml": foml, "maml": maml}

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -33,22 +34,29 @@ class Prepared:
     """What training and evaluation begin with.
 
     Attributes:
+      problem: what is learned.
       folder: of the run.
       settings: with --pretrained, those of the trained network where it depends on them.
       workers: of the cluster, this one among them.
       placement: where and how it runs.
       name: of the images in results.
       images: all classes.
-      sets: the classes by set, "train" as split, not yet as trained on.
+      split: the classes by set, as the checkpoint keeps them.
     """
 
+    problem: Problem
     folder: RunFolder
     settings: Settings
     workers: cluster.Cluster
     placement: device.Placement
     name: str
     images: ImageClasses
-    sets: Sets
+    split: Sets
+
+    @functools.cached_property
+    def sets(self) -> Sets:
+        """The classes by set, "train" as trained on; to be asked for once the network is known to take the images."""
+        return self.split | {"train": self.problem.for_training(self.split["train"])}
 
 
 def run(settings: Settings, chosen: frozenset[str], problem: Problem) -> None:
@@ -67,10 +75,9 @@ def run(settings: Settings, chosen: frozenset[str], problem: Problem) -> None:
         with contextlib.ExitStack() as held:  # the folder's lock
             prepared = _prepare(settings, chosen, problem)
             if settings.pretrained:
-                learner, checkpoint = _restore(prepared, problem)
+                learner, checkpoint = _restore(prepared)
             else:
-                learner, checkpoint = _train(prepared, problem, held)
-            prepared.sets["train"] = problem.for_training(prepared.sets["train"])
+                learner, checkpoint = _train(prepared, held)
             evaluator = Evaluator(learner)
             results = _evaluate(prepared, learner, evaluator)
             if prepared.workers.is_chief:
@@ -102,28 +109,28 @@ def _prepare(settings: Settings, chosen: frozenset[str], problem: Problem) -> Pr
     log.info(f"{name}: {len(images):,} classes, {images.counts.sum():,} images")
     workers.agree("images", [images.names, images.counts.tolist()], patient=True)
     if settings.pretrained:
-        sets = _split_of(config, images)
+        split = _split_of(config, images)
     else:
-        sets = problem.split(images, settings.seed)
-        _check_enough(sets, settings)  # before a network of so many ways is made
-    return Prepared(folder, settings, workers, placement, name, images, sets)
+        split = problem.split(images, settings.seed)
+        _check_enough(split, settings)  # before a network of so many ways is made
+    return Prepared(problem, folder, settings, workers, placement, name, images, split)
 
 
-def _train(prepared: Prepared, problem: Problem, held: contextlib.ExitStack) -> tuple[MetaLearner, Checkpoint | None]:
+def _train(prepared: Prepared, held: contextlib.ExitStack) -> tuple[MetaLearner, Checkpoint | None]:
     """The trained learner, and for the chief the last checkpoint; the folder stays locked while `held` is open."""
     folder, settings, images = prepared.folder, prepared.settings, prepared.images
     keras.utils.set_random_seed(settings.seed % 2**32)
-    model = problem.network(settings)
+    model = prepared.problem.network(settings)
     checks.classifier(model, images.images.shape[1:], settings.classes)
     if prepared.workers.is_chief:
-        config = configuration.of_run(problem, settings, model, images, prepared.sets)
+        config = configuration.of_run(prepared.problem, settings, model, images, prepared.split)
         held.enter_context(folder.claimed(config))
     log.info(f"training; checkpoints and TensorBoard events go to {folder.path}")
     learner = train.meta_train(
         model,
-        problem.for_training(prepared.sets["train"]),
+        prepared.sets["train"],
         settings,
-        held_out=prepared.sets[problem.validation],
+        held_out=prepared.sets[prepared.problem.validation],
         folder=folder,
         stacked=prepared.placement.stacked,
         cluster=prepared.workers,
@@ -131,11 +138,12 @@ def _train(prepared: Prepared, problem: Problem, held: contextlib.ExitStack) -> 
     return learner, folder.load() if prepared.workers.is_chief else None
 
 
-def _restore(prepared: Prepared, problem: Problem) -> tuple[MetaLearner, Checkpoint | None]:
+def _restore(prepared: Prepared) -> tuple[MetaLearner, Checkpoint | None]:
     """The learner in the folder, and for the chief its checkpoint."""
     folder, settings = prepared.folder, prepared.settings
+    model = prepared.problem.network(settings)
     learner = learners.make_learner(
-        problem.network(settings), settings, prepared.images.scale, prepared.placement.stacked, prepared.workers
+        model, settings, prepared.images.scale, prepared.placement.stacked, prepared.workers
     )
     checkpoint = learners.restore_from(folder, learner)
     if prepared.workers.is_chief:

@@ -290,9 +290,12 @@ def renamed(values: dict[str, Any]) -> dict[str, Any]:
     new = {name: value for name, value in values.items() if name not in ALIASES}
     said = {name: flag(name) for name in new}
     for alias, (name, value) in ALIASES.items():
-        if values.get(alias) is not True:
+        if alias not in values:
             continue
-        if new.setdefault(name, value) != value:
-            raise SettingsError(f"{flag(alias)} and {said[name]} exclude each other")
-        said.setdefault(name, flag(alias))
+        is_on = _of_type(bool, values[alias], alias)
+        if is_on:
+            new.setdefault(name, value)
+            said.setdefault(name, flag(alias))
+        if is_on != (new.get(name) == value):
+            raise SettingsError(f"{flag(alias if is_on else 'no' + alias)} and {said[name]} exclude each other")
     return new

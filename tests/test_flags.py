@@ -193,6 +193,7 @@ def test_what_a_setting_affects_is_said_once():
         (["--maml"], "--algorithm maml needs --inner-optimizer sgd"),
         (["--maml", "--sgd", "--foml"], "--maml and --foml exclude each other"),
         (["--foml", "--algorithm=reptile"], "--foml and --algorithm exclude each other"),
+        (["--noin-turn", "--sequential"], "--noin-turn and --sequential exclude each other"),
         (["--sgd", "--inner-optimizer=adam"], "--sgd and --inner-optimizer exclude each other"),
         (["--algorithm=partial-sum"], "--gradients and --algorithm partial-sum need each other"),
         (["--gradients=1", "--foml"], "--gradients and --algorithm partial-sum need each other"),
