@@ -11,6 +11,16 @@ from typing import Any
 import tqdm
 
 log = logging.getLogger("reptile_tf")
+
+
+def _as_text(record: logging.LogRecord) -> bool:
+    """Escapes what is no text in a message, such as a path in no known encoding, which not every handler can write."""
+    record.msg, record.args = record.getMessage().encode("utf-8", "backslashreplace").decode(), None
+    return True
+
+
+log.addFilter(_as_text)
+
 SECONDS_BETWEEN_LINES = 10.0
 _console: "_Console | None" = None
 

@@ -54,3 +54,14 @@ def test_a_line_is_shown_in_any_encoding(encoding, monkeypatch, tmp_path):
     text = (tmp_path / "log").read_bytes().decode(encoding)
     assert text.endswith("\\u591a\n")
     assert logging.getLogger("reptile_tf") is log
+
+
+def test_a_path_that_is_no_text_can_be_written_by_any_handler(tmp_path):
+    handler = logging.FileHandler(tmp_path / "log", encoding="utf-8")
+    log.addHandler(handler)
+    try:
+        log.info("in größe\udcff, 100 %")
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+    assert (tmp_path / "log").read_text(encoding="utf-8") == "in größe\\udcff, 100 %\n"
