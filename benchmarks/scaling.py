@@ -36,7 +36,7 @@ def worker(meta_batch: int) -> None:
 
     settings = Settings.preset(PRESET, meta_batch=meta_batch)
     where = tf_config.of_this_process()
-    device.configure(settings, -(-meta_batch // where.count))
+    device.configure(-(-meta_batch // where.count))
     workers = cluster.join(where)
     classes = data.glyphs.load(classes=200)
     model = PROBLEM.network(settings)

@@ -263,7 +263,7 @@ def main() -> None:
         sequential=args.sequential,
         device=args.device,
     )
-    stacked, record, line = device.configure(settings, 1 if settings.sequential else settings.meta_batch)
+    stacked, record, line = device.configure(1 if settings.sequential else settings.meta_batch, args.device)
     network, load = THEIRS[name]
     classes = load()
     model = problems.find(name).network(settings)

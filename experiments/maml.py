@@ -82,7 +82,7 @@ def measure(own: list[str], seconds: float) -> dict[str, float]:
     from reptile_tf.problems.omniglot import PROBLEM
 
     settings, _ = flags.parse(["", *own], "", PROBLEM)
-    stacked = device.configure(settings, settings.meta_batch).stacked
+    stacked = device.configure(settings.meta_batch, settings.device, settings.mode, settings.tf32).stacked
     images, _ = PROBLEM.load(settings)
     classes = PROBLEM.for_training(PROBLEM.split(images, settings.seed)["train"])
     keras.utils.set_random_seed(settings.seed)

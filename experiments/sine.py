@@ -7,15 +7,16 @@ squared error; 30,000 meta-iterations, step size 0.1 → 0. A test fits ten fixe
   python experiments/sine.py              trains, tests on 1,000 new waves, draws; about a minute and a half
   python experiments/sine.py --watch      the picture is drawn anew every 1,000 meta-iterations
 
+Neither tasks nor loss are the library's own: `reptile_tf.meta_train` takes any sampler of tasks and any loss.
 Beside Reptile stand the same network trained jointly (k = 1: one step on each task, which learns the mean of all waves)
 and untrained.
 """
 
 import argparse
+import functools
 import math
 import pathlib
 import sys
-import time
 
 import common
 import keras
@@ -26,7 +27,8 @@ from matplotlib.figure import Figure
 import reptile_tf as rt
 from reptile_tf import plots, tasks
 from reptile_tf.inner_loop import Adaptation, InnerLoop
-from reptile_tf.progress import Progress, log
+from reptile_tf.progress import log
+from reptile_tf.train import Callback
 
 X = np.linspace(-5, 5, 50, dtype=np.float32)[:, np.newaxis]
 BATCH, INNER_RATE, META_STEP = 10, 0.02, 0.1
@@ -34,16 +36,14 @@ STEPS_BETWEEN, STEPS = 8, (0, 8, 16, 24, 32)
 SIDE_BY_SIDE = 8
 
 
-def make_learner(seed: int) -> rt.MetaLearner:
-    """The network with its optimizers, untrained; the same weights for the same seed."""
+def make_model(seed: int) -> keras.Model:
+    """The network, untrained; the same weights for the same seed."""
     keras.utils.set_random_seed(seed)
     model = keras.Sequential([keras.layers.Input((1,))])
     for _ in range(2):
         model.add(keras.layers.Dense(64, activation="tanh"))
     model.add(keras.layers.Dense(1))
-    return rt.MetaLearner(
-        model, keras.optimizers.SGD(INNER_RATE), keras.optimizers.SGD(), loss=common.mean_squared_error
-    )
+    return model
 
 
 def wave(rng: np.random.Generator) -> np.ndarray:
@@ -51,11 +51,14 @@ def wave(rng: np.random.Generator) -> np.ndarray:
     return rng.uniform(0.1, 5) * np.sin(X + rng.uniform(0, 2 * math.pi)).astype(np.float32)
 
 
-def training_task(seed: int, iteration: int, steps: int) -> tasks.Tasks:
-    """The one task of a meta-iteration; `steps` minibatches of its one pass over the points."""
-    rng = tasks.generator(seed, tasks.TRAINING, iteration, 0)
-    y, minibatches = wave(rng), rng.permutation(len(X)).astype(np.int32).reshape(-1, BATCH)
-    return tasks.Tasks(X[np.newaxis], y[np.newaxis], minibatches[np.newaxis, :steps])
+def training_tasks(seed: int, steps: int, *, iteration: int, first: int, count: int) -> tasks.Tasks:
+    """Tasks of one meta-iteration, as `meta_train` asks for them; `steps` minibatches of one pass over the points."""
+    waves, minibatches = [], []
+    for task in range(first, first + count):
+        rng = tasks.generator(seed, tasks.TRAINING, iteration, task)
+        waves.append(wave(rng))
+        minibatches.append(rng.permutation(len(X)).astype(np.int32).reshape(-1, BATCH)[:steps])
+    return tasks.Tasks(np.stack([X] * count), np.stack(waves), np.stack(minibatches))
 
 
 class Test:
@@ -97,16 +100,35 @@ class Test:
         return ((self.fits() - self.waves[:, np.newaxis]) ** 2).mean((2, 3))
 
 
-def train(learner: rt.MetaLearner, seed: int, meta_iters: int, steps: int, what: str, redraw=None) -> float:
-    """Meta-trains in place and returns the seconds; `redraw()` is called every 1,000 meta-iterations."""
-    began = time.monotonic()
-    with Progress(what, meta_iters) as progress:
-        for i in range(meta_iters):
-            learner.step(training_task(seed, i, steps), META_STEP * (1 - i / meta_iters))
-            if redraw and (i + 1) % 1000 == 0:
-                redraw()
-            progress.advance(1)
-    return time.monotonic() - began
+def train(arguments: argparse.Namespace, steps: int, redraw: Callback | None) -> tuple[rt.MetaLearner, float]:
+    """Meta-trains with `steps` inner steps, on from the run's folder if it has begun; returns the seconds as well."""
+    settings = rt.Settings(
+        seed=arguments.seed,
+        inner_optimizer="sgd",
+        learning_rate=INNER_RATE,
+        inner_batch=BATCH,
+        inner_iters=steps,
+        meta_step=META_STEP,
+        meta_step_final=0.0,
+        meta_iters=arguments.meta_iters,
+        eval_interval=1000,
+    )
+    folder = rt.RunFolder(arguments.runs / f"{steps}-steps")
+    learner = rt.meta_train(
+        make_model(arguments.seed),
+        functools.partial(training_tasks, arguments.seed, steps),
+        settings,
+        folder=folder,
+        loss=common.mean_squared_error,
+        callback=redraw,
+    )
+    return learner, folder.load().seconds
+
+
+def untrained(arguments: argparse.Namespace) -> tuple[rt.MetaLearner, float]:
+    """The learner that training starts from."""
+    inner, outer = keras.optimizers.SGD(INNER_RATE), keras.optimizers.SGD()
+    return rt.MetaLearner(make_model(arguments.seed), inner, outer, loss=common.mean_squared_error), 0.0
 
 
 def draw(path: pathlib.Path, tests: dict[str, Test], errors: dict[str, np.ndarray]) -> None:
@@ -141,14 +163,16 @@ def run(arguments: argparse.Namespace) -> None:
     csv, picture = (arguments.out / f"sine.{suffix}" for suffix in ("csv", "png"))
     tests, errors, rows = {}, {}, []
     for name, steps in (("Reptile", 5), ("joint training (k = 1)", 1), ("untrained", 0)):
-        learner = make_learner(arguments.seed)
-        test = Test(learner, arguments.seed, arguments.tasks)
         redraw = None
         if steps > 1 and arguments.watch:
             log.info(f"{picture} is drawn anew every 1,000 meta-iterations: open it in a viewer that reloads")
-            redraw = lambda test=test, name=name: draw(picture, {name: test}, {})  # noqa: E731
-        seconds = train(learner, arguments.seed, arguments.meta_iters, steps, name, redraw) if steps else 0.0
-        errors[name], tests[name] = test.errors(), test
+
+            def redraw(iteration: int, results: dict[str, float], learner: rt.MetaLearner, name: str = name) -> None:
+                draw(picture, {name: Test(learner, arguments.seed, 1)}, {})
+
+        learner, seconds = train(arguments, steps, redraw) if steps else untrained(arguments)
+        tests[name] = Test(learner, arguments.seed, arguments.tasks)
+        errors[name] = tests[name].errors()
         said = []
         for at, of_waves in zip(STEPS, errors[name].T, strict=True):
             mean, ci95 = of_waves.mean(), 1.96 * of_waves.std(ddof=1) / math.sqrt(len(of_waves))
@@ -172,6 +196,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--watch", action="store_true", help="draw the picture anew while it learns")
     parser.add_argument("--out", type=pathlib.Path, default=common.HERE / "results", help="folder of CSV and picture")
+    parser.add_argument(
+        "--runs",
+        type=pathlib.Path,
+        default=pathlib.Path("checkpoints/sine"),
+        help="folder of the runs; the same command goes on with what is there",
+    )
     arguments = parser.parse_args()
     if arguments.meta_iters < 1 or arguments.tasks < 2 or not 0 <= arguments.seed < 2**32:
         parser.error("--meta-iters must be at least 1, --tasks at least 2, --seed from 0 to 2**32 - 1")

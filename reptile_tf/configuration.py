@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from reptile_tf.data import ImageClasses
     from reptile_tf.meta import MetaLearner
+    from reptile_tf.network import Loss
 
 EVALUATION = ("shots", "transductive", "eval_batch", "eval_iters")
 # Of the network's JSON, what may differ between equal networks: object ids, and how a model within it was compiled.
@@ -23,8 +24,9 @@ def of_run(
     problem: problems.Problem | None,
     settings: Settings,
     model: "keras.Model",
-    images: "ImageClasses",
+    images: "ImageClasses | None",
     split: dict[str, "ImageClasses"],
+    loss: "Loss | None" = None,
 ) -> dict[str, Any]:
     """The configuration of a new run.
 
@@ -32,12 +34,15 @@ def of_run(
       problem: what is learned; None where `meta_train` was called by itself.
       settings: of the run.
       model: what it trains. A model that Keras cannot serialize is recorded as none.
-      images: all of them, or those trained on.
+      images: all of them, or those trained on; None where tasks come from a sampler.
       split: sets of classes by name.
+      loss: None: the default.
     """
     kept = {name: getattr(settings, name) for name in EVALUATION}
-    shape = [int(axis) for axis in images.images.shape[1:]]
-    preparation = {"shape": shape, "dtype": str(images.images.dtype), "scale": images.scale}
+    preparation: dict[str, Any] = {"scale": 1.0}
+    if images is not None:
+        shape = [int(axis) for axis in images.images.shape[1:]]
+        preparation = {"shape": shape, "dtype": str(images.images.dtype), "scale": images.scale}
     if problem:
         preparation["resampling"] = problem.resampling
     return {
@@ -45,6 +50,7 @@ def of_run(
         "settings": settings.determining_weights(),
         "evaluation": kept,
         "images": preparation,
+        "loss": _name_of(loss),
         **_network(model),
         "split": {part: list(classes.names) for part, classes in split.items()},
     }
@@ -121,6 +127,8 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
         differing += [f"images of {name} {a} there, {b} here" for name, (a, b) in pairs.items() if a != b]
     if theirs.get("learner") != ours.get("learner"):
         differing.append("the learner there has other optimizers or options than the one here")
+    if (there := theirs.get("loss")) != (here := ours.get("loss")):
+        differing.append(f"loss {there or 'cross_entropy'} there, {here or 'cross_entropy'} here")
     differing += _other_network(theirs, ours)
     if not differing and theirs["split"] != ours["split"]:
         differing = ["the images there are of other classes than the ones here"]
@@ -141,6 +149,31 @@ def scale_of(config: dict[str, Any]) -> float:
     if "images" in config:
         return config["images"]["scale"]
     return 1 / 255 if config["problem"] == "miniimagenet" else 1.0  # of earlier versions
+
+
+def loss_of(config: dict[str, Any], loss: "Loss | None") -> "Loss":
+    """The run's loss: the default, or the one given, if it is of the same name.
+
+    Raises:
+      UserError: the run's is another one.
+    """
+    from reptile_tf.network import cross_entropy
+
+    theirs = config.get("loss")
+    if _name_of(loss) != theirs:
+        raise UserError(
+            f"the run's loss is {theirs}: give it as load(folder, loss={theirs})"
+            if theirs
+            else f"the run's loss is the default, cross_entropy, not {_name_of(loss)}: leave loss out"
+        )
+    return loss or cross_entropy
+
+
+def _name_of(loss: "Loss | None") -> str | None:
+    """What a folder records of a loss: None for the default."""
+    from reptile_tf.network import cross_entropy
+
+    return None if loss in (None, cross_entropy) else getattr(loss, "__name__", type(loss).__name__)
 
 
 def network_of(config: dict[str, Any], model: "keras.Model | None" = None) -> "keras.Model":

@@ -13,7 +13,6 @@ from tensorflow.python.client import device_lib
 
 from reptile_tf.errors import UserError
 from reptile_tf.progress import log
-from reptile_tf.settings import Settings
 
 
 class Placement(NamedTuple):
@@ -50,34 +49,36 @@ def gpu_memory() -> int:
     return next(one.memory_limit for one in device_lib.list_local_devices() if one.device_type == "GPU")
 
 
-def configure(settings: Settings, tasks_side_by_side: int) -> Placement:
+def configure(tasks_side_by_side: int, device: str = "auto", mode: str = "auto", tf32: bool = False) -> Placement:
     """Chooses device and mode, sets TensorFlow's threads and precision and makes its operations deterministic.
 
     Args:
-      settings: of which `device`, `mode` and `tf32` matter.
-      tasks_side_by_side: in training.
+      tasks_side_by_side: of one worker, in training.
+      device: "auto", "cpu" or "gpu"; see `Settings`.
+      mode: "auto", "branches" or "stacked"; see `Settings`.
+      tf32: see `Settings`.
 
     Raises:
       UserError: a GPU is asked for, but TensorFlow finds none that it can use.
     """
-    if settings.device == "cpu":
+    if device == "cpu":
         tf.config.set_visible_devices([], "GPU")
     gpus = tf.config.get_visible_devices("GPU")
-    if not gpus and settings.device != "cpu":
+    if not gpus and device != "cpu":
         reason = _why_no_gpu()
-        if settings.device == "gpu":
+        if device == "gpu":
             raise UserError(
                 f"--device gpu: {reason or 'there is no NVIDIA GPU here, or CUDA_VISIBLE_DEVICES hides it'}"
             )
         if reason:
             log.warning(f"{reason}; going on with the CPU (--device cpu says nothing of it)")
-    stacked = settings.mode == "stacked" or (settings.mode == "auto" and bool(gpus))
+    stacked = mode == "stacked" or (mode == "auto" and bool(gpus))
     # Branches: a core each, since small kernels gain little from two. One program, or one task: all cores within an op.
     within = cores() if stacked else max(1, cores() // tasks_side_by_side)
     tf.config.threading.set_intra_op_parallelism_threads(within)
     tf.config.threading.set_inter_op_parallelism_threads(cores())
     tf.config.experimental.enable_op_determinism()
-    tf.config.experimental.enable_tensor_float_32_execution(settings.tf32)
+    tf.config.experimental.enable_tensor_float_32_execution(tf32)
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
     name = f"CPU, {cores()} cores"
@@ -87,7 +88,7 @@ def configure(settings: Settings, tasks_side_by_side: int) -> Placement:
     record = {
         "device": name,
         "mode": "stacked" if stacked else "branches",
-        "precision": "TF32" if gpus and settings.tf32 else "float32",
+        "precision": "TF32" if gpus and tf32 else "float32",
         "deterministic operations": True,
     }
     how = "stacked in one XLA program" if stacked else "branches of one graph"

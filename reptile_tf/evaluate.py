@@ -1,6 +1,8 @@
 """Few-shot accuracy: adapt to the support set, classify the query set, over many tasks."""
 
+import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,22 +18,90 @@ from reptile_tf.progress import Progress, log
 from reptile_tf.settings import Settings
 from reptile_tf.tasks import EvalTasks, Tasks
 
+# So many tasks of each class, on average, before its own accuracy says something of the spread between classes.
+TASKS_OF_A_CLASS = 10
+
 
 class Accuracy(NamedTuple):
-    """Mean accuracy over tasks, from 0 to 1, with the half-width of its 95 % confidence interval."""
+    """Mean accuracy over tasks, from 0 to 1, with the half-widths of two 95 % confidence intervals.
+
+    Attributes:
+      accuracy: the mean.
+      ci95: by the drawing of tasks: what more tasks of the same classes would narrow.
+      tasks: how many.
+      ci95_classes: by the choice of these classes among all that there could be, which only more classes would narrow.
+        None where the tasks do not tell it: fewer than ten of each class, or all classes in every task.
+    """
 
     accuracy: float
     ci95: float
     tasks: int
+    ci95_classes: float | None = None
 
     @classmethod
-    def of(cls, per_task: np.ndarray) -> "Accuracy":
+    def of(cls, by_task: np.ndarray) -> "Accuracy":
         """From the share of right answers in each task, float [task]; the interval is 1.96 standard errors."""
-        spread = per_task.std(ddof=1) if len(per_task) > 1 else math.nan
-        return cls(float(per_task.mean()), float(1.96 * spread / math.sqrt(len(per_task))), len(per_task))
+        spread = by_task.std(ddof=1) if len(by_task) > 1 else math.nan
+        return cls(float(by_task.mean()), float(1.96 * spread / math.sqrt(len(by_task))), len(by_task))
 
     def __str__(self) -> str:
-        return f"{100 * self.accuracy:.2f} ± {100 * self.ci95:.2f} % ({self.tasks:,} tasks)"
+        choice = "" if self.ci95_classes is None else f"; ± {100 * self.ci95_classes:.2f} % by the choice of classes"
+        return f"{100 * self.accuracy:.2f} ± {100 * self.ci95:.2f} % ({self.tasks:,} tasks{choice})"
+
+
+class Answers(NamedTuple):
+    """What adapted networks answered to the queries of many tasks.
+
+    Attributes:
+      classes: int [task, way], the number of the class behind each label.
+      labels: int [task, query], the right answers.
+      answers: int [task, query], those given.
+    """
+
+    classes: np.ndarray
+    labels: np.ndarray
+    answers: np.ndarray
+
+    def by_task(self) -> np.ndarray:
+        """The share of right answers in each task, float64 [task]."""
+        return (self.answers == self.labels).mean(1)
+
+    def accuracy(self) -> Accuracy:
+        """The mean over tasks, with both intervals."""
+        return Accuracy.of(self.by_task())._replace(ci95_classes=self._ci95_classes())
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """How often a class was taken for another of its task, or for itself.
+
+        Returns:
+          int64 [pair, 2], the class of a query and a class of the same task, for every such pair that there was; int64
+          [pair], how often the one was taken for the other; int64 [pair], of how many queries.
+        """
+        most = int(self.classes.max()) + 1
+        true = most * np.take_along_axis(self.classes, self.labels, 1).astype(np.int64)
+        met, of = np.unique(true[:, :, np.newaxis] + self.classes[:, np.newaxis], return_counts=True)
+        taken, counts = np.unique(true + np.take_along_axis(self.classes, self.answers, 1), return_counts=True)
+        times = np.zeros_like(of)
+        times[np.searchsorted(met, taken)] = counts
+        return np.stack([met // most, met % most], axis=1), times, of
+
+    def _ci95_classes(self) -> float | None:
+        """1.96 standard errors of the mean accuracy by the choice of classes.
+
+        The mean over tasks is a U-statistic of the classes, of degree `way`: by the first term of Hoeffding's
+        decomposition its standard error is way · sd(T) / √classes, where T is the mean accuracy of the tasks that a
+        class takes part in. The spread of T is freed from what the drawing of tasks brings, as in an analysis of
+        variance.
+        """
+        tasks, way = self.classes.shape
+        accuracies = np.repeat(self.by_task(), way)
+        _, index, counts = np.unique(self.classes, return_inverse=True, return_counts=True)
+        if len(counts) <= way or tasks * way < TASKS_OF_A_CLASS * len(counts):
+            return None
+        means = np.bincount(index.ravel(), accuracies) / counts
+        between = (counts * (means - accuracies.mean()) ** 2).sum() - (len(counts) - 1) * accuracies.var(ddof=1)
+        variance = max(between, 0.0) / (counts.sum() - (counts**2).sum() / counts.sum())
+        return float(1.96 * way * math.sqrt(variance / len(counts)))
 
 
 class Evaluator:
@@ -94,78 +164,72 @@ class Evaluator:
         return tf.transpose(logits, [1, 0, 2, 3])
 
 
-def meta_test(learner: MetaLearner, classes: ImageClasses, settings: Settings, **options) -> Accuracy:
+def meta_test(learner: MetaLearner, classes: ImageClasses, settings: Settings) -> Accuracy:
     """Few-shot accuracy over `settings.eval_samples` tasks, in the way that `settings.transductive` says.
-
-    Arguments and errors are those of `accuracy_by_task`.
-    """
-    return meta_test_in_both_ways(learner, classes, settings, **options)[settings.transductive]
-
-
-def meta_test_in_both_ways(learner: MetaLearner, classes: ImageClasses, settings: Settings, **options) -> Predictions:
-    """`meta_test` in both ways, from the same adaptations: an `Accuracy` each."""
-    return Predictions(*map(Accuracy.of, accuracy_by_task(learner, classes, settings, **options)))
-
-
-def accuracy_by_task(
-    learner: MetaLearner,
-    classes: ImageClasses,
-    settings: Settings,
-    *,
-    count: int = 0,
-    stream: int = tasks.EVALUATION,
-    iteration: int = 0,
-    evaluator: Evaluator | None = None,
-    progress: str = "",
-) -> Predictions:
-    """The accuracy on each of many few-shot tasks, which the learner's cluster shares.
 
     Args:
       learner: what to adapt; it is left as it is.
-      classes: what tasks are drawn from.
-      settings: ways, shots, and the evaluation's settings.
-      count: how many tasks; by default `settings.eval_samples`.
-      stream: of random numbers, see `tasks`.
-      iteration: the meta-iteration, when monitoring.
-      evaluator: one made before, which saves compiling another.
-      progress: what to call this in a progress line; without it there is none.
-
-    Returns:
-      float64 [count] each, the share of queries that are classified rightly.
+      classes: what tasks are drawn from; those with too few images for support and query are left out.
+      settings: ways, shots, seed and the evaluation's settings.
 
     Raises:
-      UserError: too few classes, or a class with too few images; an adaptation that is not finite; another worker is
-        gone.
+      UserError: too few classes; an adaptation that is not finite; another worker is gone.
     """
-    tasks.check_enough(classes, settings.classes, settings.shots + 1, "evaluation")
+    enough = tasks.with_enough(classes, settings.classes, settings.shots + 1, "evaluation")
+    draw = functools.partial(tasks.evaluation_tasks, enough, **settings.evaluation_arguments())
+    return answers(learner, draw, settings.eval_samples)[settings.transductive].accuracy()
+
+
+def answers(
+    learner: MetaLearner,
+    draw: Callable[..., EvalTasks],
+    count: int,
+    *,
+    evaluator: Evaluator | None = None,
+    progress: str = "",
+    transductive: bool = False,
+) -> Predictions:
+    """What the learner answers, adapted to each of many tasks, which its cluster shares.
+
+    Args:
+      learner: what to adapt; it is left as it is.
+      draw: tasks `first` to `first + count - 1`, by these names.
+      count: how many tasks in all.
+      evaluator: one made before, which saves compiling another.
+      progress: what to call this in a progress line; without it there is none.
+      transductive: the way whose accuracy the progress line shows.
+
+    Returns:
+      `Answers` in each of the two ways.
+
+    Raises:
+      UserError: an adaptation that is not finite; another worker is gone.
+    """
     evaluator = evaluator or Evaluator(learner)
-    count = count or settings.eval_samples
-    cluster = learner.cluster
-    right = np.zeros([2, count])
+    cluster, rows = learner.cluster, np.zeros([count, 0], np.int32)  # of classes, labels and both ways' answers
     with Progress(progress, count, unit="task", silent=not progress) as bar:
         for first in range(0, count, evaluator.tasks * cluster.count):
             done = min(first + evaluator.tasks * cluster.count, count)
             # The compiled program takes a fixed number of tasks: the last batch is filled up, and the rest not counted.
             # A worker with none to count takes some all the same: the others would not wait while it compiles later.
             mine = min(first + evaluator.tasks * cluster.index, done)
-            batch = tasks.evaluation_tasks(
-                classes,
-                **settings.evaluation_arguments(),
-                stream=stream,
-                iteration=iteration,
-                first=mine,
-                count=evaluator.tasks,
-            )
-            counted = min(evaluator.tasks, done - mine)
-            for of_way, logits in zip(right, evaluator.logits(batch), strict=True):
-                accuracies = (logits.argmax(-1) == batch.query_y).mean(-1)
-                accuracies[~np.isfinite(logits).all((1, 2))] = np.nan  # whose argmax would be right by chance
-                of_way[mine : mine + counted] = accuracies[:counted]
+            batch = draw(first=mine, count=evaluator.tasks)
+            given = []
+            for logits in evaluator.logits(batch):
+                given.append(logits.argmax(-1))
+                given[-1][~np.isfinite(logits).all((1, 2))] = -1  # whose argmax would be right by chance
+            found = np.concatenate([batch.classes, batch.query_y, *given], axis=1)
+            if not first:
+                rows = np.zeros([count, found.shape[1]], np.int32)
+            rows[mine:done][: evaluator.tasks] = found[: done - mine]
             if cluster.count > 1:  # zeros elsewhere
-                right[:, first:done] = cluster.sum(tf.constant(right[:, first:done])).numpy()
-            if wrong := int(np.isnan(right[:, :done]).any(0).sum()):
+                rows[first:done] = cluster.sum(tf.constant(rows[first:done], tf.float64)).numpy()
+            if wrong := int((rows[:done] < 0).any(1).sum()):
                 raise UserError(
                     f"adaptation to {wrong} of {done} tasks produced non-finite values; lower --learning-rate"
                 )
-            bar.advance(done - first, str(Accuracy.of(right[int(settings.transductive), :done])))
-    return Predictions(*right)
+            way, queries = batch.classes.shape[1], batch.query_y.shape[1]
+            classes, labels, *ways = np.split(rows, way + queries * np.arange(3), axis=1)
+            both = Predictions(*(Answers(classes, labels, answers) for answers in ways))
+            bar.advance(done - first, str(Accuracy.of(both[transductive].by_task()[:done])))
+    return both

@@ -12,19 +12,21 @@ from reptile_tf.distributed.cluster import ALONE, Cluster
 from reptile_tf.errors import UserError
 from reptile_tf.meta import MetaLearner
 from reptile_tf.meta_gradients import BY_NAME, MetaGradient, partial_sum
+from reptile_tf.network import Loss, cross_entropy
 from reptile_tf.settings import Settings
 
 
-def load(path: str | pathlib.Path, model: keras.Model | None = None) -> MetaLearner:
+def load(path: str | pathlib.Path, model: keras.Model | None = None, loss: Loss | None = None) -> MetaLearner:
     """The trained learner in a run's folder, with its optimizers' moments, ready to `adapt` or to be evaluated.
 
     Args:
       path: of the folder, which a run script or `meta_train` has written.
       model: a built model like the one trained; needed only where Keras cannot rebuild that safely (a Lambda, a layer
         without get_config). It receives the result.
+      loss: what the learner was trained with, where that was not the default.
 
     Raises:
-      UserError: there is none, it cannot be read, or the model is another one.
+      UserError: there is none, it cannot be read, or the model or the loss is another one.
     """
     folder = RunFolder(path)
     config = folder.config()
@@ -34,7 +36,8 @@ def load(path: str | pathlib.Path, model: keras.Model | None = None) -> MetaLear
         if settings is None:
             learner = _saved(config["learner"], model, configuration.scale_of(config))
         else:
-            learner = make_learner(model, settings, configuration.scale_of(config))
+            loss = configuration.loss_of(config, loss)
+            learner = make_learner(model, settings, configuration.scale_of(config), loss=loss)
     except UserError as error:
         raise UserError(f"{folder.path}: {error.on_command_line}") from error
     restore_from(folder, learner)
@@ -92,7 +95,12 @@ def restore_from(folder: RunFolder, learner: MetaLearner) -> Checkpoint | None:
 
 
 def make_learner(
-    model: keras.Model, settings: Settings, scale: float, stacked: bool = False, cluster: Cluster = ALONE
+    model: keras.Model,
+    settings: Settings,
+    scale: float,
+    stacked: bool = False,
+    cluster: Cluster = ALONE,
+    loss: Loss = cross_entropy,
 ) -> MetaLearner:
     """The learner that `settings` describe."""
     if settings.inner_optimizer == "sgd":
@@ -109,6 +117,7 @@ def make_learner(
         stacked=stacked,
         weight_decay=settings.weight_decay,
         scale=scale,
+        loss=loss,
         cluster=cluster,
     )
 

@@ -1,10 +1,11 @@
 """The pictures of a run: its learning curve, and one test task after adaptation."""
 
 import pathlib
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from reptile_tf import files
 from reptile_tf.evaluate import Accuracy
@@ -36,9 +37,7 @@ def learning_curve(path: pathlib.Path, history: np.ndarray, what: str) -> None:
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="meta-iteration", ylabel="accuracy on held-out classes (%)")
-    # A data set may be named after its folder: not every letter is in the font, and dollar signs mean no formula.
-    what = what.encode("ascii", "backslashreplace").decode()
-    axes.set_title(f"{what}, mean and 95 % interval", parse_math=False)
+    axes.set_title(f"{_plain(what)}, mean and 95 % interval", parse_math=False)
     validations = len(np.unique(history[:, 0]))
     # Few enough points for the intervals to be narrow, many enough for a curve.
     points = curve(history, np.clip(validations // 5, min(10, validations), 40))
@@ -50,18 +49,50 @@ def learning_curve(path: pathlib.Path, history: np.ndarray, what: str) -> None:
     save(figure, path)
 
 
-def adapted_task(path: pathlib.Path, tasks: EvalTasks, probabilities: np.ndarray) -> None:
-    """Draws the first of `tasks`: a row per class with its support images, its query and the query's probabilities.
+def adapted_tasks(path: pathlib.Path, tasks: Sequence[tuple[EvalTasks, np.ndarray]]) -> None:
+    """Draws tasks one below another: a row per class with its support images, its query and the query's probabilities.
 
     Args:
       path: of the PNG.
-      tasks: uint8 images; at most five support images of a class are shown.
-      probabilities: float [query, class], of the first task's queries after adaptation.
+      tasks: the first of each `EvalTasks`, of images, is drawn, with float [query, class] probabilities of its queries
+        after adaptation. At most five support images of a class are shown.
     """
+    way, shots = tasks[0][1].shape[1], tasks[0][0].support.x.shape[1] // tasks[0][1].shape[1]
+    figure = Figure(figsize=(1.1 * min(shots, 5) + 5.5, (0.9 * way + 0.7) * len(tasks)), layout="constrained")
+    for part, (task, probabilities) in zip(figure.subfigures(len(tasks), squeeze=False)[:, 0], tasks, strict=True):
+        _adapted_task(part, task, probabilities)
+    save(figure, path)
+
+
+def confusion(path: pathlib.Path, names: Sequence[str], shares: np.ndarray) -> None:
+    """Draws a confusion matrix.
+
+    Args:
+      path: of the PNG.
+      names: of the classes.
+      shares: float [class, answer], which share of a class's queries was taken for a class, of the tasks that had both;
+        nan where none had.
+    """
+    side = 2.5 + 0.28 * len(names)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.add_subplot(xlabel="answer", ylabel="class")
+    drawn = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
+    if len(names) <= 12:
+        for row, column in zip(*np.nonzero(np.isfinite(shares)), strict=True):
+            share = shares[row, column]
+            color = "white" if share > 0.5 else "black"
+            axes.text(column, row, f"{100 * share:.0f}", color=color, ha="center", va="center", fontsize=7)
+    plain = [_plain(name)[-24:] for name in names]
+    axes.set_xticks(range(len(names)), plain, rotation=90, fontsize=7, parse_math=False)
+    axes.set_yticks(range(len(names)), plain, fontsize=7, parse_math=False)
+    figure.colorbar(drawn, label="% of the queries, where a task had both classes", shrink=0.8)
+    save(figure, path)
+
+
+def _adapted_task(figure: SubFigure, tasks: EvalTasks, probabilities: np.ndarray) -> None:
     way = probabilities.shape[1]
     support = tasks.support.x[0].reshape(way, -1, *tasks.support.x.shape[2:])[:, :5]
     shots = support.shape[1]
-    figure = Figure(figsize=(1.1 * shots + 5.5, 0.9 * way + 0.7), layout="constrained")
     grid = figure.subplots(way, shots + 2, squeeze=False, width_ratios=[1] * (shots + 1) + [3])
     for label, row in enumerate(grid):
         for shot, axes in enumerate(row[:shots]):
@@ -80,7 +111,11 @@ def adapted_task(path: pathlib.Path, tasks: EvalTasks, probabilities: np.ndarray
     grid[0, 0].set_title("support", fontsize=9)
     grid[0, shots].set_title("query", fontsize=9)
     grid[0, -1].set_title("probability of each class (blue: the true one)", fontsize=9)
-    save(figure, path)
+
+
+def _plain(text: str) -> str:
+    """A name that may be a folder's: not every letter is in the font."""
+    return text.encode("ascii", "backslashreplace").decode()
 
 
 def _show(axes: matplotlib.axes.Axes, image: np.ndarray) -> None:

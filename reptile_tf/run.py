@@ -15,14 +15,15 @@ from importlib.metadata import version
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from reptile_tf import checks, configuration, device, files, learners, plots, tasks, train
+from reptile_tf import checks, configuration, device, evaluate, files, learners, plots, report, tasks, train
 from reptile_tf.checkpoint import Checkpoint, RunFolder
 from reptile_tf.data import ImageClasses
 from reptile_tf.distributed import cluster, tf_config
 from reptile_tf.errors import UserError
-from reptile_tf.evaluate import Evaluator, meta_test_in_both_ways
+from reptile_tf.evaluate import Evaluator
 from reptile_tf.meta import MetaLearner
 from reptile_tf.problems import Problem, Sets
 from reptile_tf.progress import log
@@ -79,9 +80,9 @@ def run(settings: Settings, chosen: frozenset[str], problem: Problem) -> None:
             else:
                 learner, checkpoint = _train(prepared, held)
             evaluator = Evaluator(learner)
-            results = _evaluate(prepared, learner, evaluator)
-            if prepared.workers.is_chief:
-                _write(prepared, learner, evaluator, checkpoint, results)
+            results, records = _evaluate(prepared, learner, evaluator)
+            if checkpoint is not None:  # the chief's
+                _write(prepared, learner, evaluator, checkpoint, results, records)
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
         line = next(iter(str(error).splitlines()), "")
         flags = "--eval-batch or --filters" if settings.pretrained else "--meta-batch, --inner-batch or --filters"
@@ -97,7 +98,9 @@ def _prepare(settings: Settings, chosen: frozenset[str], problem: Problem) -> Pr
     if where.count > 1 and settings.sequential and not settings.pretrained:
         raise UserError("--sequential passes Adam's state from task to task, on one worker: leave it out, or TF_CONFIG")
     side_by_side = 1 if settings.sequential else math.ceil(settings.meta_batch / where.count)
-    placement = device.configure(settings, device.cores() if settings.pretrained else side_by_side)
+    placement = device.configure(
+        device.cores() if settings.pretrained else side_by_side, settings.device, settings.mode, settings.tf32
+    )
     workers = cluster.join(where)
     workers.agree("flags", settings.determining_results())
     workers.agree("mode", "stacked" if placement.stacked else "branches")  # GPUs and CPUs give other sizes of blocks
@@ -151,24 +154,44 @@ def _restore(prepared: Prepared) -> tuple[MetaLearner, Checkpoint | None]:
     return learner, checkpoint
 
 
-def _evaluate(prepared: Prepared, learner: MetaLearner, evaluator: Evaluator) -> dict[str, Any]:
-    """The accuracies on each set of classes, both ways, and what they are of."""
+def _evaluate(
+    prepared: Prepared, learner: MetaLearner, evaluator: Evaluator
+) -> tuple[dict[str, Any], dict[str, report.Record]]:
+    """The accuracies on each set of classes, both ways, and what they are of; the answers on each held-out set."""
     settings, began = prepared.settings, time.monotonic()
     results = _description(settings, prepared.name, prepared.placement)
     log.info(f"evaluating {results['task']}")
+    records = {}
     for part, classes in prepared.sets.items():
-        both = meta_test_in_both_ways(learner, classes, settings, evaluator=evaluator, progress=f"{part} tasks")
-        asked, other = both[settings.transductive], both[not settings.transductive]
+        classes = tasks.with_enough(classes, settings.classes, settings.shots + 1, f"evaluation ({part})")
+        draw = functools.partial(tasks.evaluation_tasks, classes, **settings.evaluation_arguments())
+        both = evaluate.answers(
+            learner,
+            draw,
+            settings.eval_samples,
+            evaluator=evaluator,
+            progress=f"{part} tasks",
+            transductive=settings.transductive,
+        )
+        asked, other = (both[way].accuracy() for way in (settings.transductive, not settings.transductive))
         way = "not transductive" if settings.transductive else "transductive"
         log.info(f"{part} accuracy: {asked}; {way}: {other}")
         results |= {part: asked._asdict(), f"{part}, {way}": other._asdict()}
-    return results | {"evaluation_seconds": time.monotonic() - began, "workers": prepared.workers.count}
+        if part != "train":
+            records[part] = report.Record(classes, draw, both[settings.transductive], settings.transductive)
+    results |= {"evaluation_seconds": time.monotonic() - began, "workers": prepared.workers.count}
+    return results, records
 
 
 def _write(
-    prepared: Prepared, learner: MetaLearner, evaluator: Evaluator, checkpoint: Checkpoint, results: dict[str, Any]
+    prepared: Prepared,
+    learner: MetaLearner,
+    evaluator: Evaluator,
+    checkpoint: Checkpoint,
+    results: dict[str, Any],
+    records: dict[str, report.Record],
 ) -> None:
-    """The results; after training the model and the pictures, too."""
+    """The results, as a whole and by class; after training the model and the pictures, too."""
     folder, settings = prepared.folder, prepared.settings
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
     results |= {
@@ -177,24 +200,29 @@ def _write(
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
     }
     how = f"{settings.shots}shot{'-transductive' if settings.transductive else ''}"
-    file = f"evaluation-{how}.json" if settings.pretrained else "results.json"
-    files.write_text(folder.path / file, json.dumps(results, indent=1) + "\n")
+    file, by_class = "results.json", "classes.json"
+    if settings.pretrained:
+        file, by_class = f"evaluation-{how}.json", f"classes-{how}.json"
+    for name, content in (
+        (by_class, {part: report.as_json(record) for part, record in records.items()}),
+        (file, results),
+    ):
+        files.write_text(folder.path / name, json.dumps(content, indent=1) + "\n")
     if not settings.pretrained:
         with files.replacing(folder.path / "model.keras") as part:
             learner.model.save(part)
         if len(checkpoint.history):
             plots.learning_curve(folder.path / "learning_curve.png", checkpoint.history, prepared.name)
-        test = prepared.sets["test"]
-        batch = tasks.evaluation_tasks(test, **settings.evaluation_arguments(), count=evaluator.tasks)
-        logits = evaluator.logits(batch)[settings.transductive][0]
-        plots.adapted_task(folder.path / "test_task.png", batch, tf.nn.softmax(logits).numpy())
+        report.confusion_matrix(folder.path / "confusion.png", records["test"])
+        report.tasks(folder.path / "test_task.png", records["test"], evaluator, np.arange(1))
+        report.worst_tasks(folder.path / "worst_tasks.png", records["test"], evaluator)
     log.info(f"{file} is in {folder.path}" + ("" if settings.pretrained else ", with model.keras and the pictures"))
 
 
 def _check_enough(sets: Sets, settings: Settings) -> None:
     """Raises UserError unless the tasks asked for can be drawn."""
-    for classes in sets.values():
-        tasks.check_enough(classes, settings.classes, settings.shots + 1, "evaluation")
+    for part, classes in sets.items():
+        tasks.check_enough(classes, settings.classes, settings.shots + 1, f"evaluation ({part})")
     tasks.check_enough(sets["train"], settings.classes, settings.images_per_class, "training")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from reptile_tf.data.image_classes import ImageClasses
 from reptile_tf.errors import UserError
+from reptile_tf.progress import log
 
 # Streams of random numbers, so that no two purposes share one.
 TRAINING, MONITORING, EVALUATION = range(3)
@@ -41,11 +42,13 @@ class EvalTasks(NamedTuple):
       support: the pool that is adapted to and its minibatches.
       query_x: [task, query, ...] inputs to classify.
       query_y: int32 [task, query], their labels.
+      classes: int32 [task, way], the number of the class behind each label; () where there are none.
     """
 
     support: Tasks
     query_x: np.ndarray
     query_y: np.ndarray
+    classes: np.ndarray | tuple[()] = ()
 
 
 def generator(seed: int, stream: int, iteration: int, task: int) -> np.random.Generator:
@@ -60,26 +63,55 @@ def seed_of(rng: np.random.Generator) -> np.ndarray:
     return rng.integers(2**31 - 2, size=2, dtype=np.int32)
 
 
-def check_enough(classes: ImageClasses, way: int, images: int, purpose: str) -> None:
-    """Raises UserError unless tasks of `way` classes with `images` images each can be drawn for `purpose`."""
-    if way > len(classes):
-        raise UserError(f"{way} ways need {way} classes, but there are {len(classes)} for {purpose}; lower --classes")
-    least = int(np.argmin(classes.counts))
-    if classes.counts[least] < images:
+def check_enough(classes: ImageClasses, way: int, images: int, purpose: str) -> np.ndarray:
+    """The numbers of the classes with fewer than `images` images, int [class], which cannot serve for `purpose`.
+
+    Raises:
+      UserError: fewer than `way` classes are left without them.
+    """
+    small = np.flatnonzero(classes.counts < images)
+    left = len(classes) - len(small)
+    if left < way:
+        few = ""
+        if len(small):
+            least = int(np.argmin(classes.counts))
+            few = (
+                f" with the {images} images that {purpose} needs of each (--shots and one to classify, or "
+                f"--train-shots); {classes.names[least]} has {classes.counts[least]}"
+            )
         raise UserError(
-            f"class {classes.names[least]} has {classes.counts[least]} images, but {purpose} needs {images} of each "
-            "(--shots and one to classify, or --train-shots); lower them or add images"
+            f"{way} ways need {way} classes for {purpose}, but there are {left}{few}; lower --classes"
+            + (" or the shots, or add images" if few else "")
         )
+    return small
 
 
-def draw_images(classes: ImageClasses, way: int, shots: int, rng: np.random.Generator) -> np.ndarray:
+def with_enough(classes: ImageClasses, way: int, images: int, purpose: str) -> ImageClasses:
+    """The classes that tasks of `way` classes with `images` images of each can be drawn from, for `purpose`.
+
+    Classes with fewer images are left out; a log line counts them. Without such the result is `classes` itself.
+
+    Raises:
+      UserError: fewer than `way` classes are left.
+    """
+    small = check_enough(classes, way, images, purpose)
+    if not len(small):
+        return classes
+    log.info(
+        f"{len(small)} of {len(classes)} classes have fewer than {images} images and are left out of {purpose}, such "
+        f"as {classes.names[small[0]]} with {classes.counts[small[0]]}"
+    )
+    return classes.subset(np.flatnonzero(classes.counts >= images))
+
+
+def draw_images(classes: ImageClasses, way: int, shots: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Draws `way` classes and `shots` images of each, both without replacement.
 
     Returns:
-      uint8 [way, shots, height, width, channel]; the i-th class drawn is the one with label i.
+      int [way], the numbers of the classes drawn, the i-th of which has label i; and their images, [way, shots, ...].
     """
     chosen = rng.choice(len(classes), way, replace=False)
-    return np.stack([classes.of_class(c, rng.choice(classes.counts[c], shots, replace=False)) for c in chosen])
+    return chosen, np.stack([classes.of_class(c, rng.choice(classes.counts[c], shots, replace=False)) for c in chosen])
 
 
 def deal_minibatches(samples: int, size: int, steps: int, replacement: bool, rng: np.random.Generator) -> np.ndarray:
@@ -146,7 +178,7 @@ def training_tasks(
     used, aside = pool[:, : shots - query_shots].ravel(), pool[:, shots - query_shots :].ravel()
     for task in range(first, first + count):
         rng = generator(seed, TRAINING, iteration, task)
-        images.append(_pool(draw_images(classes, way, shots, rng)))
+        images.append(_pool(draw_images(classes, way, shots, rng)[1]))
         dealt = used[deal_minibatches(used.size, batch, steps - bool(query_shots), replacement, rng)]
         if query_shots:
             queries.append(aside[np.newaxis])
@@ -191,10 +223,11 @@ def evaluation_tasks(
     Returns:
       EvalTasks with uint8 [count, way * shots, …] support and [count, way, …] query images.
     """
-    support, query, minibatches, seeds = [], [], [], []
+    support, query, minibatches, seeds, of = [], [], [], [], []
     for task in range(first, first + count):
         rng = generator(seed, stream, iteration, task)
-        drawn = draw_images(classes, way, shots + 1, rng)
+        chosen, drawn = draw_images(classes, way, shots + 1, rng)
+        of.append(chosen)
         query.append(drawn[:, -1])
         support.append(_pool(drawn[:, :-1]))
         minibatches.append(deal_minibatches(way * shots, batch, steps, replacement, rng))
@@ -202,7 +235,7 @@ def evaluation_tasks(
     label = np.arange(way, dtype=np.int32)
     labels = np.tile(np.repeat(label, shots), (count, 1))
     pool = Tasks(np.stack(support), labels, np.stack(minibatches), seed=np.stack(seeds))
-    return EvalTasks(pool, np.stack(query), np.tile(label, (count, 1)))
+    return EvalTasks(pool, np.stack(query), np.tile(label, (count, 1)), np.stack(of).astype(np.int32))
 
 
 def _pool(images: np.ndarray) -> np.ndarray:

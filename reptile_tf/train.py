@@ -1,30 +1,29 @@
 """The training loop: schedule, validation, checkpoints, resume."""
 
 import contextlib
-import os
-import pathlib
-import re
+import functools
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from reptile_tf import checks, configuration, feed, tasks
+from reptile_tf import checks, configuration, evaluate, events, feed, tasks
 from reptile_tf.checkpoint import Checkpoint, RunFolder
 from reptile_tf.data.image_classes import ImageClasses
 from reptile_tf.distributed.cluster import ALONE, Cluster
 from reptile_tf.errors import UserError
-from reptile_tf.evaluate import Accuracy, Evaluator, accuracy_by_task
+from reptile_tf.evaluate import Accuracy, Evaluator
 from reptile_tf.learners import make_learner, restore, take_from_chief
 from reptile_tf.meta import MetaLearner
+from reptile_tf.network import Loss, cross_entropy
 from reptile_tf.progress import Progress, log
 from reptile_tf.settings import Settings
 from reptile_tf.state import NotFiniteError
+from reptile_tf.tasks import Tasks
 
 # The running accuracy is that of so many tasks of the latest validations.
 RUNNING_TASKS = 100
@@ -45,27 +44,40 @@ class Interrupted(Exception):
         self.done = done
 
 
+# Tasks `first` to `first + count - 1` of a meta-iteration, called as sampler(iteration=…, first=…, count=…). The same
+# numbers give the same tasks, so that a run can be resumed, or shared out over workers.
+Sampler = Callable[..., Tasks]
+# What is told while training: the meta-iterations done, results by name, and the learner.
+Callback = Callable[[int, dict[str, float], MetaLearner], None]
+
+
 def meta_train(
     model: keras.Model,
-    classes: ImageClasses,
+    classes: ImageClasses | Sampler,
     settings: Settings,
     *,
     held_out: ImageClasses | None = None,
     folder: RunFolder | None = None,
     stacked: bool = False,
     cluster: Cluster = ALONE,
+    loss: Loss = cross_entropy,
+    callback: Callback | None = None,
 ) -> MetaLearner:
-    """Meta-trains a classifier.
+    """Meta-trains a classifier, or anything else that learns from the tasks of a sampler.
 
     Args:
-      model: a built Keras model from images to one logit per way; it receives the result.
-      classes: what training tasks are drawn from.
+      model: a built Keras model, for classes from images to one logit per way; it receives the result.
+      classes: what training tasks are drawn from, those with too few images left out; or a `Sampler` of tasks of any
+        kind, which then minds the ways, shots and minibatches in place of the settings.
       settings: the paper's hyperparameters.
       held_out: classes to validate on; without them there is no learning curve.
       folder: where checkpoints go and come from; without it nothing is written. Only the chief of a cluster uses it.
-        It is locked meanwhile, and refused if it holds a run with other settings or classes.
+        It is locked meanwhile, and refused if it holds a run with other settings, classes or loss.
       stacked: see `MetaLearner`.
       cluster: the workers that train together, from `cluster.join`.
+      loss: see `MetaLearner`; the folder records its name.
+      callback: is called after every `eval_interval` meta-iterations and at the end, on every worker, with
+        "meta_gradient_norm" and, if there are held-out classes, "accuracy" and "running_accuracy".
 
     Returns:
       The learner, to be evaluated; its model is the one given.
@@ -75,18 +87,27 @@ def meta_train(
         cannot be used; a loss that is not finite; another worker is gone.
       Interrupted: SIGINT or SIGTERM, here or on another worker; what was done is in the folder and the model.
     """
-    learner, checkpoint = make_learner(model, settings, classes.scale, stacked, cluster), None
+    given = classes if isinstance(classes, ImageClasses) else None
+    learner = make_learner(model, settings, given.scale if given else 1.0, stacked, cluster, loss)
     folder = folder if cluster.is_chief else None
-    tasks.check_enough(classes, settings.classes, settings.images_per_class, "training")
-    checks.classifier(model, classes.images.shape[1:], settings.classes)
-    for part in filter(None, (classes, held_out)):
+    split, images, sampler = {}, None, classes
+    if given:
+        split = {"train": given} | ({} if held_out is None else {"held out": held_out})
+        drawable = tasks.with_enough(given, settings.classes, settings.images_per_class, "training")
+        checks.classifier(model, given.images.shape[1:], settings.classes)
+        if stacked:
+            images, drawable = feed.images_on_gpu(drawable)
+        sampler = functools.partial(tasks.training_tasks, drawable, **settings.training_arguments())
+    if held_out is not None:
+        held_out = tasks.with_enough(held_out, settings.classes, settings.shots + 1, "validation")
+    for part in split.values():
         if same := part.without_variety():
             log.warning(f"all images of a class are the same in {len(same)} of {len(part)}, such as {same[0]}")
     with contextlib.ExitStack() as held:
+        checkpoint = None
         if folder is not None:
             if not folder.is_claimed:
-                split = {"train": classes} | ({} if held_out is None else {"held out": held_out})
-                config = configuration.of_run(None, settings, model, classes, split)
+                config = configuration.of_run(None, settings, model, given, split, loss)
                 held.enter_context(folder.claimed(config))
             checkpoint = folder.load()
         if checkpoint is None:
@@ -98,62 +119,64 @@ def meta_train(
             checkpoint = checkpoint._replace(iteration=take_from_chief(learner, checkpoint.iteration))
         try:
             if checkpoint.iteration < settings.meta_iters:
-                _train(learner, classes, settings, held_out, folder, checkpoint)
+                validate = None if held_out is None else _validation(learner, held_out, settings)
+                _train(learner, sampler, images, settings, validate, folder, checkpoint, callback)
         finally:
             learner.update_model()
     return learner
 
 
+def _validation(learner: MetaLearner, classes: ImageClasses, settings: Settings) -> Callable[[int], np.ndarray]:
+    """The accuracy on each task of the validation after so many meta-iterations, float64 [task]."""
+    evaluator = Evaluator(learner, at_most=-(-settings.eval_tasks // learner.cluster.count))
+
+    def validate(iteration: int) -> np.ndarray:
+        draw = functools.partial(
+            tasks.evaluation_tasks,
+            classes,
+            stream=tasks.MONITORING,
+            iteration=iteration,
+            **settings.evaluation_arguments(),
+        )
+        both = evaluate.answers(learner, draw, settings.eval_tasks, evaluator=evaluator)
+        return both[settings.transductive].by_task()
+
+    return validate
+
+
 def _train(
     learner: MetaLearner,
-    classes: ImageClasses,
+    sampler: Sampler,
+    images: tf.Tensor | None,
     settings: Settings,
-    held_out: ImageClasses | None,
+    validate: Callable[[int], np.ndarray] | None,
     folder: RunFolder | None,
     checkpoint: Checkpoint,
+    callback: Callback | None,
 ) -> None:
     done, history, cluster = checkpoint.iteration, list(checkpoint.history), learner.cluster
     first, count = learner.share
-    mine = settings.training_arguments() | {"first": first, "count": max(count, 1)}
     began = time.monotonic() - checkpoint.seconds
-    validate = None
-    if held_out is not None:
-        tasks.check_enough(held_out, settings.classes, settings.shots + 1, "evaluation")
-        evaluator = Evaluator(learner, at_most=-(-settings.eval_tasks // cluster.count))
-
-        def validate(iteration: int) -> np.ndarray:
-            accuracies = accuracy_by_task(
-                learner,
-                held_out,
-                settings,
-                count=settings.eval_tasks,
-                stream=tasks.MONITORING,
-                iteration=iteration,
-                evaluator=evaluator,
-            )
-            return accuracies[settings.transductive]
 
     def save() -> None:
         if folder is not None:
             rows = np.array(history).reshape(-1, 3)
             folder.save(Checkpoint(done, time.monotonic() - began, learner.state(), rows))
 
-    images, drawable = None, classes
     if learner.network.stacked:
-        images, drawable = feed.images_on_gpu(classes)
         log.info(
             f"memory of a meta-iteration: {learner.step_bytes(settings.inner_batch) / 1e9:.1f} GB by a high estimate"
         )
 
-    def draw(iteration: int) -> tasks.Tasks:
-        return tasks.training_tasks(drawable, iteration=iteration, **mine)
+    def draw(iteration: int) -> Tasks:
+        return sampler(iteration=iteration, first=first, count=max(count, 1))
 
-    every = settings.eval_interval if validate else settings.meta_iters
+    every = settings.eval_interval if validate or callback else settings.meta_iters
     alone = [1] if cluster.count > 1 else []  # the exchange is between compiled calls
     note = ""
     with (
         _signals(cluster) as caught,
-        _events(folder, done) as events,
+        events.writing(None if folder is None else folder.path / "events", done) as write,
         feed.Feed(draw, done, settings.meta_iters, every, settings.save_interval, *alone) as fed,
         Progress("meta-iteration", settings.meta_iters, done) as progress,
     ):
@@ -171,12 +194,17 @@ def _train(
                 raise UserError(message) from error
             fed.took(len(batches), time.monotonic() - called)
             done += len(batches)
-            if validate and (done % settings.eval_interval == 0 or done == settings.meta_iters):
-                accuracies = validate(done)
-                history += [(done, time.monotonic() - began, accuracy) for accuracy in accuracies]
-                running = Accuracy.of(np.array(history[-RUNNING_TASKS:])[:, 2])
-                note = f"held-out accuracy {running}"
-                events(done, accuracy=accuracies.mean(), running_accuracy=running.accuracy, meta_gradient_norm=norm)
+            if done % every == 0 or done == settings.meta_iters:
+                results = {"meta_gradient_norm": norm}
+                if validate:
+                    accuracies = validate(done)
+                    history += [(done, time.monotonic() - began, accuracy) for accuracy in accuracies]
+                    running = Accuracy.of(np.array(history[-RUNNING_TASKS:])[:, 2])
+                    note = f"held-out accuracy {running}"
+                    results |= {"accuracy": float(accuracies.mean()), "running_accuracy": running.accuracy}
+                write(done, **results)
+                if callback:
+                    callback(done, results, learner)
             if done % settings.save_interval == 0:
                 save()
             progress.advance(len(batches), note)
@@ -209,49 +237,3 @@ def _signals(cluster: Cluster) -> Iterator[list[int]]:
         cluster.caught = []  # another training with the same workers is not to end
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _events(folder: RunFolder | None, done: int) -> Iterator:
-    """A function that writes named scalars of a step to TensorBoard events, after `done` steps.
-
-    A run that was killed may have written later steps, which come again: TensorBoard is told to drop the old ones. For
-    that tf.summary has no function, so the events are written as the records that they are.
-    """
-    if folder is None:
-        yield lambda step, **scalars: None
-        return
-    path = folder.path / "events"
-
-    @contextlib.contextmanager
-    def told() -> Iterator[None]:
-        try:
-            yield
-        except tf.errors.OpError as error:
-            reason = error.message.splitlines()[0].rpartition("; ")[2]
-            raise UserError(f"cannot write TensorBoard events to {path}: {reason}") from error
-
-    def put(step: int, **what: Any) -> None:
-        with told():
-            writer.write(tf.compat.v1.Event(wall_time=time.time(), step=step, **what).SerializeToString())
-            writer.flush()  # what comes before a checkpoint does not come again
-
-    def write(step: int, **scalars: float) -> None:
-        # Not tensors, as tf.summary's: TensorBoard's EventAccumulator does not drop those.
-        values = [tf.compat.v1.Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
-        put(step, summary=tf.compat.v1.Summary(value=values))
-
-    with told():
-        tf.io.gfile.makedirs(os.fsencode(path))
-        writer = tf.io.TFRecordWriter(os.fsencode(path / _events_name(path)))
-    with contextlib.closing(writer):
-        put(0, file_version="brain.Event:2")
-        put(done + 1, session_log=tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START))
-        yield write
-
-
-def _events_name(path: pathlib.Path) -> str:
-    """A name after those in the folder, even if the clock was set back: TensorBoard reads files in order of names."""
-    found = [re.match(r"events\.out\.tfevents\.(\d{10})\.", file.name) for file in path.iterdir()]
-    number = max([int(time.time()), *(int(name[1]) + 1 for name in found if name)])
-    return f"events.out.tfevents.{number:010}.v2"

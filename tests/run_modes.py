@@ -16,7 +16,6 @@ from reptile_tf.data import ImageClasses
 from reptile_tf.evaluate import Evaluator
 from reptile_tf.meta import MetaLearner
 from reptile_tf.meta_gradients import foml, maml, partial_sum, reptile
-from reptile_tf.settings import Settings
 
 SGD, ADAM = keras.optimizers.SGD, keras.optimizers.Adam
 WAY, TASKS = 2, 2
@@ -60,7 +59,7 @@ def results(network, gradient, inner, outer, sequential, stacked):
 
 
 if __name__ == "__main__":
-    device.configure(Settings(), TASKS)
+    device.configure(TASKS)
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
     compared = 0

@@ -10,7 +10,6 @@ import tensorflow as tf
 
 from reptile_tf import device
 from reptile_tf.errors import UserError
-from reptile_tf.settings import Settings
 
 
 @pytest.fixture
@@ -41,7 +40,7 @@ def gpus(told, monkeypatch):
 
 @pytest.mark.parametrize(("mode", "tasks", "within"), [("auto", 2, 2), ("branches", 5, 1), ("stacked", 5, 4)])
 def test_operations_are_deterministic_and_the_cores_are_shared(told, mode, tasks, within):
-    stacked, record, line = device.configure(Settings(mode=mode), tasks)
+    stacked, record, line = device.configure(tasks, mode=mode)
     assert told == {
         "set_intra_op_parallelism_threads": (within,),
         "set_inter_op_parallelism_threads": (4,),
@@ -60,33 +59,33 @@ def test_operations_are_deterministic_and_the_cores_are_shared(told, mode, tasks
 
 @pytest.mark.parametrize("tf32", [False, True])
 def test_a_gpu_runs_stacked_and_rounds_to_tf32_only_if_asked(gpus, told, tf32):
-    stacked, record, line = device.configure(Settings(tf32=tf32), 5)
+    stacked, record, line = device.configure(5, tf32=tf32)
     assert stacked
     assert told["enable_tensor_float_32_execution"] == (tf32,)
     assert record["precision"] == ("TF32" if tf32 else "float32")
     assert record["device"] == "GPU, Make one, the first of 2"
     assert record["device"] in line
-    assert not device.configure(Settings(mode="branches"), 5).stacked
+    assert not device.configure(5, mode="branches").stacked
 
 
 def test_a_gpu_can_be_left_alone(told):
-    device.configure(Settings(device="cpu"), 5)
+    device.configure(5, device="cpu")
     assert told["set_visible_devices"] == ([], "GPU")
 
 
 def test_a_gpu_that_is_asked_for_but_not_there_stops_the_run(told, monkeypatch):
     with pytest.raises(UserError, match="device gpu: there is no NVIDIA GPU here, or CUDA_VISIBLE_DEVICES hides it"):
-        device.configure(Settings(device="gpu"), 5)
+        device.configure(5, device="gpu")
     monkeypatch.setattr(device, "_why_no_gpu", lambda: "its driver is missing")
     with pytest.raises(UserError, match="device gpu: its driver is missing"):
-        device.configure(Settings(device="gpu"), 5)
+        device.configure(5, device="gpu")
 
 
 def test_a_gpu_that_cannot_be_used_is_said_in_one_line(told, monkeypatch, capsys):
     monkeypatch.setattr(device, "_why_no_gpu", lambda: "its driver is missing")
-    device.configure(Settings(device="cpu"), 5)
+    device.configure(5, device="cpu")
     assert not capsys.readouterr().out
-    device.configure(Settings(), 5)
+    device.configure(5)
     assert capsys.readouterr().out.startswith("warning: its driver is missing; going on with the CPU")
 
 

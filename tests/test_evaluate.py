@@ -1,6 +1,7 @@
 """Evaluation: adapts each task from the same state, leaves no trace, and reads the queries as the paper does."""
 
 import dataclasses
+import functools
 
 import keras
 import numpy as np
@@ -9,8 +10,9 @@ import tensorflow as tf
 
 from reptile_tf import tasks
 from reptile_tf.errors import UserError
-from reptile_tf.evaluate import Accuracy, Evaluator, accuracy_by_task, meta_test
+from reptile_tf.evaluate import Accuracy, Answers, Evaluator, answers, meta_test
 from reptile_tf.meta import MetaLearner
+from reptile_tf.network import Predictions
 from reptile_tf.settings import Settings
 from reptile_tf.state import NotFiniteError
 from reptile_tf.train import meta_train
@@ -31,6 +33,13 @@ def learner(small_model, glyphs):
 
 def some(glyphs, count, first=0):
     return tasks.evaluation_tasks(glyphs, **SETTINGS.evaluation_arguments(), first=first, count=count)
+
+
+def by_task(learner, glyphs, count=SETTINGS.eval_samples, at_most=64):
+    """The accuracy on each task, in both ways."""
+    evaluator = Evaluator(learner, at_most=at_most)
+    draw = functools.partial(tasks.evaluation_tasks, glyphs, **SETTINGS.evaluation_arguments())
+    return Predictions(*(of.by_task() for of in answers(learner, draw, count, evaluator=evaluator)))
 
 
 def with_another_query(batch):
@@ -87,8 +96,8 @@ def test_the_weight_decay_multiplies_before_every_step_of_an_adaptation():
     )  # fmt: skip
     x, y = np.ones([1, 1, 1], np.float32), np.full([1, 1, 1], 5.0, np.float32)
     batch = tasks.EvalTasks(tasks.Tasks(x, y, np.zeros([1, 2, 1], np.int32)), x, np.zeros([1, 1], np.int32))
-    for answers in Evaluator(one, at_most=1).logits(batch):
-        assert answers.ravel() == pytest.approx([3.66])
+    for outputs in Evaluator(one, at_most=1).logits(batch):
+        assert outputs.ravel() == pytest.approx([3.66])
     assert one.adapt(x[0], y[0], steps=2, batch=1).outputs(x[0]).ravel() == pytest.approx([3.66])
 
 
@@ -116,29 +125,27 @@ def test_stacked_equals_branches(float64, small_model, glyphs):
 
 
 def test_a_count_that_does_not_fill_the_last_batch_counts_each_task_once(learner, glyphs):
-    by_task = accuracy_by_task(learner, glyphs, SETTINGS, count=5, evaluator=Evaluator(learner, at_most=4))
-    more = accuracy_by_task(learner, glyphs, SETTINGS, count=8, evaluator=Evaluator(learner, at_most=4))
-    for five, eight in zip(by_task, more, strict=True):
+    for five, eight in zip(by_task(learner, glyphs, 5, at_most=4), by_task(learner, glyphs, 8, at_most=4), strict=True):
         assert len(five) == 5
         np.testing.assert_array_equal(five, eight[:5])
 
 
 def test_meta_test_answers_in_the_way_that_the_settings_ask_for(learner, glyphs):
-    by_task = accuracy_by_task(learner, glyphs, SETTINGS)
-    assert by_task.one_by_one.mean() != by_task.transductive.mean()
+    expected = by_task(learner, glyphs)
+    assert expected.one_by_one.mean() != expected.transductive.mean()
     for transductive in (False, True):
         settings = dataclasses.replace(SETTINGS, transductive=transductive)
         accuracy = meta_test(learner, glyphs, settings)
-        assert accuracy == Accuracy.of(by_task[transductive])
+        assert accuracy == Accuracy.of(expected[transductive])
         assert accuracy.tasks == 5
 
 
 def test_the_right_answers_are_counted_in_each_way_by_itself(small_model, glyphs, rehearsed):
     one = MetaLearner(small_model(), keras.optimizers.SGD(0.1), keras.optimizers.SGD())
     settings = dataclasses.replace(SETTINGS, eval_samples=7)
-    by_task = accuracy_by_task(one, glyphs, settings)
-    assert by_task.one_by_one.tolist() == [1.0] * 7
-    assert by_task.transductive.tolist() == [0.0] * 7
+    found = by_task(one, glyphs, 7)
+    assert found.one_by_one.tolist() == [1.0] * 7
+    assert found.transductive.tolist() == [0.0] * 7
     for transductive in (False, True):
         asked = meta_test(one, glyphs, dataclasses.replace(settings, transductive=transductive))
         assert asked.accuracy == (0.0 if transductive else 1.0)
@@ -152,10 +159,54 @@ def test_accuracy_of_tasks_and_its_interval():
     assert accuracy.accuracy == 0.75
     assert accuracy.ci95 == pytest.approx(1.96 * 0.5 / 2)  # the sample's standard deviation is 0.5
     assert str(accuracy) == "75.00 ± 49.00 % (4 tasks)"
+    with_both = accuracy._replace(ci95_classes=0.012)
+    assert str(with_both) == "75.00 ± 49.00 % (4 tasks; ± 1.20 % by the choice of classes)"
+
+
+def drawn_answers(rng, ease, tasks, way=5):
+    """Answers to tasks of classes that are answered rightly with these probabilities, wrong ones by chance."""
+    classes = np.stack([rng.choice(len(ease), way, replace=False) for _ in range(tasks)])
+    labels = np.tile(np.arange(way), (tasks, 1))
+    wrong = (labels + rng.integers(1, way, labels.shape)) % way
+    return Answers(classes, labels, np.where(rng.random(labels.shape) < ease[classes], labels, wrong))
+
+
+def test_the_interval_by_the_choice_of_classes_is_that_of_classes_drawn_anew():
+    """A class brings its own ease / way to a task's accuracy: the mean's standard error is sd(ease) / √classes."""
+    rng = np.random.default_rng(0)
+    found, means = [], []
+    for _ in range(60):
+        ease = np.clip(rng.normal(0.8, 0.1, 60), 0, 1)
+        accuracy = drawn_answers(rng, ease, 4000).accuracy()
+        found.append(accuracy.ci95_classes)
+        means.append(accuracy.accuracy)
+    expected = 1.96 * 0.095 / np.sqrt(60)  # 0.1, some of it clipped
+    assert np.mean(found) == pytest.approx(expected, rel=0.1)
+    assert 1.96 * np.std(means) == pytest.approx(expected, rel=0.25)
+    alike = [drawn_answers(rng, np.full(60, 0.8), 4000).accuracy().ci95_classes for _ in range(20)]
+    assert np.mean(alike) < 0.4 * expected
+
+
+def test_no_interval_by_the_choice_of_classes_is_claimed_from_too_little():
+    rng = np.random.default_rng(0)
+    ease = rng.uniform(0.5, 1, 60)
+    assert drawn_answers(rng, ease, 100).accuracy().ci95_classes is None  # 8 tasks a class
+    assert drawn_answers(rng, ease, 150).accuracy().ci95_classes is not None
+    assert drawn_answers(rng, ease[:5], 150).accuracy().ci95_classes is None  # all classes are in all tasks
+
+
+def test_pairs_count_who_was_taken_for_whom():
+    found = Answers(
+        np.array([[4, 1], [1, 2], [4, 1]]), np.array([[0, 1]] * 3), np.array([[0, 0], [0, 1], [1, 0]])
+    ).pairs()
+    counted = {(int(a), int(b)): (int(times), int(of)) for (a, b), times, of in zip(*found, strict=True)}
+    assert counted == {
+        (4, 4): (1, 2), (4, 1): (1, 2), (1, 4): (2, 2), (1, 1): (1, 3), (1, 2): (0, 1), (2, 2): (1, 1), (2, 1): (0, 1),
+    }  # fmt: skip
 
 
 def test_too_few_images_for_support_and_query_are_named(learner, glyphs):
-    with pytest.raises(UserError, match="has 8 images, but evaluation needs 9"):
+    with pytest.raises(UserError, match="there are 0 with the 9 images that evaluation needs"):
         meta_test(learner, glyphs, dataclasses.replace(SETTINGS, shots=8))
 
 

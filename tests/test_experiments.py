@@ -71,7 +71,9 @@ def test_flags_that_are_none_are_refused_before_anything_runs(tmp_path):
 
 
 def test_the_sine_regression_learns_to_learn(tmp_path):
-    done = run("sine.py", "--meta-iters=6000", "--tasks=50", f"--out={tmp_path}", "--watch")
+    done = run(
+        "sine.py", "--meta-iters=6000", "--tasks=50", f"--out={tmp_path}", f"--runs={tmp_path / 'runs'}", "--watch"
+    )
     assert done.returncode == 0, done.stderr
     error = {
         (row["network"], row["inner_steps"]): float(row["mean_squared_error"]) for row in rows(tmp_path / "sine.csv")

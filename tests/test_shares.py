@@ -1,5 +1,6 @@
 """Workers, here threads of one process, share a meta-batch and an evaluation and end where one worker would."""
 
+import functools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,10 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from reptile_tf import device
+from reptile_tf import device, tasks
 from reptile_tf.distributed.cluster import ALONE, Cluster, _Workers
 from reptile_tf.errors import UserError
-from reptile_tf.evaluate import accuracy_by_task
+from reptile_tf.evaluate import answers
 from reptile_tf.meta import MetaLearner
 from reptile_tf.settings import Settings
 from reptile_tf.tasks import training_tasks
@@ -102,10 +103,11 @@ def test_workers_with_other_numbers_of_cores_share_an_evaluation(float64, monkey
         if cluster.count > 1:
             own.cores = chief if cluster.is_chief else 3 - chief
         learner = MetaLearner(model, keras.optimizers.Adam(0.01), keras.optimizers.SGD(), cluster=cluster)
-        return accuracy_by_task(learner, glyphs, settings)
+        return [of.by_task() for of in answers(learner, draw, settings.eval_samples)]
 
     model = small_model()
     settings = Settings(classes=3, shots=2, eval_batch=4, eval_iters=3, eval_samples=10, train_shots=4)
+    draw = functools.partial(tasks.evaluation_tasks, glyphs, **settings.evaluation_arguments())
     expected = evaluate(ALONE)
     for ours in by_threads(2, evaluate):
         np.testing.assert_array_equal(ours, expected)
@@ -117,9 +119,10 @@ def test_an_adaptation_that_is_not_finite_ends_all(monkeypatch, small_model, gly
     def evaluate(cluster):
         learner = MetaLearner(model, keras.optimizers.SGD(1e30), keras.optimizers.SGD(), cluster=cluster)
         with pytest.raises(UserError, match="adaptation to . of . tasks produced non-finite values; low"):
-            accuracy_by_task(learner, glyphs, settings)
+            answers(learner, draw, settings.eval_samples)
 
     model = small_model()
     settings = Settings(classes=3, shots=2, eval_batch=4, eval_iters=5, eval_samples=3, train_shots=4)
+    draw = functools.partial(tasks.evaluation_tasks, glyphs, **settings.evaluation_arguments())
     evaluate(ALONE)
     by_threads(2, evaluate)

@@ -57,7 +57,7 @@ def test_a_minibatch_may_be_larger_than_the_task_without_replacement():
 
 def test_a_draw_has_different_classes_and_different_images_of_each(numbered):
     for seed in range(20):
-        drawn = tasks.draw_images(numbered, 5, 8, numbers(seed)).reshape(5, 8)
+        drawn = tasks.draw_images(numbered, 5, 8, numbers(seed))[1].reshape(5, 8)
         classes = drawn // 8
         assert (classes == classes[:, :1]).all()
         assert len(set(classes[:, 0])) == 5
@@ -68,7 +68,7 @@ def test_label_i_is_the_ith_class_drawn_and_indexes_reach_its_images(glyphs):
     batch = tasks.training_tasks(glyphs, iteration=0, count=2, **TRAINING)
     for task in range(2):
         rng = tasks.generator(3, tasks.TRAINING, 0, task)
-        drawn = tasks.draw_images(glyphs, 5, 4, rng)
+        _, drawn = tasks.draw_images(glyphs, 5, 4, rng)
         for label in range(5):
             np.testing.assert_array_equal(batch.x[task][batch.y[task] == label], drawn[label])
 
@@ -154,8 +154,29 @@ def test_a_query_minibatch_of_its_own_shots_is_all_of_them_and_no_other_step_see
 
 
 def test_too_few_classes_or_images_are_named(glyphs):
-    with pytest.raises(UserError, match="41 ways need 41 classes, but there are 40 for training"):
+    with pytest.raises(UserError, match="41 ways need 41 classes for training, but there are 40; lower"):
         tasks.check_enough(glyphs, 41, 1, "training")
-    with pytest.raises(UserError, match="class glyph0000 has 8 images, but evaluation needs 9"):
+    with pytest.raises(UserError, match="there are 0 with the 9 images that evaluation needs .* glyph0000 has 8; low"):
         tasks.check_enough(glyphs, 5, 9, "evaluation")
-    tasks.check_enough(glyphs, 40, 8, "training")
+    assert not len(tasks.check_enough(glyphs, 40, 8, "training"))
+    assert tasks.with_enough(glyphs, 40, 8, "training") is glyphs
+
+
+def test_classes_with_too_few_images_are_left_out_and_counted(glyphs, capsys):
+    uneven = dataclasses.replace(glyphs, counts=np.where(np.arange(40) % 4, 8, 3))
+    left = tasks.with_enough(uneven, 30, 4, "training")
+    assert left.names == tuple(name for i, name in enumerate(glyphs.names) if i % 4)
+    assert capsys.readouterr().out == (
+        "10 of 40 classes have fewer than 4 images and are left out of training, such as glyph0000 with 3\n"
+    )
+    with pytest.raises(UserError, match="31 ways need 31 classes for training, but there are 30 with the 4 images"):
+        tasks.with_enough(uneven, 31, 4, "training")
+
+
+def test_a_task_of_an_evaluation_says_what_classes_it_is_of(glyphs):
+    batch = tasks.evaluation_tasks(glyphs, way=5, shots=2, batch=5, steps=1, seed=0, count=3)
+    for task in range(3):
+        for label, number in enumerate(batch.classes[task]):
+            of_class = {image.tobytes() for image in glyphs.of_class(number)}
+            assert batch.query_x[task, label].tobytes() in of_class
+            assert {image.tobytes() for image in batch.support.x[task][batch.support.y[task] == label]} <= of_class

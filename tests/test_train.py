@@ -19,6 +19,7 @@ from reptile_tf.errors import UserError
 from reptile_tf.evaluate import meta_test
 from reptile_tf.meta import MetaLearner
 from reptile_tf.meta_gradients import foml, maml, reptile
+from reptile_tf.network import cross_entropy
 from reptile_tf.settings import Settings
 from reptile_tf.train import Interrupted, meta_train
 
@@ -289,6 +290,7 @@ def made(monkeypatch):
         model, inner, outer, options = given
         assert (model, options.pop("scale"), options.pop("stacked")) == ("a model", 0.25, True)
         assert options.pop("cluster") is cluster
+        assert options.pop("loss") is cross_entropy
         return inner, outer, options
 
     monkeypatch.setattr(learners, "MetaLearner", lambda *given, **options: (*given, options))

@@ -17,6 +17,7 @@ from reptile_tf import files, learners, plots, tfjs
 from reptile_tf.checkpoint import Checkpoint, RunFolder
 from reptile_tf.data import miniimagenet
 from reptile_tf.errors import UserError
+from reptile_tf.evaluate import Answers
 from reptile_tf.network import Predictions
 
 FULL = os.strerror(errno.ENOSPC)
@@ -66,7 +67,7 @@ def test_a_run_on_a_disk_that_fills_up_keeps_what_it_has_and_goes_on(main, disk,
 
 def test_a_disk_that_is_full_at_a_look_names_the_events(main, disk, monkeypatch):
     monkeypatch.setattr(
-        "reptile_tf.train.accuracy_by_task", lambda *_, **__: disk.fill() or Predictions(*np.ones([2, 2]))
+        "reptile_tf.evaluate.answers", lambda *_, **__: disk.fill() or Predictions(*[Answers(*np.ones([3, 2, 2]))] * 2)
     )
     flags = ["--eval-interval=1", "--meta-iters=200", "--save-interval=200"]  # the file's last block has room for some
     code, error = main(*TINY, f"--checkpoint={disk.path / 'run'}", *flags)
