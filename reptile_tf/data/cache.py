@@ -11,16 +11,17 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from reptile_tf import files
+from reptile_tf.data import decode as decoder
 from reptile_tf.data.image_classes import ImageClasses
 from reptile_tf.errors import UserError
 from reptile_tf.progress import log
 
-_FORMAT = 2  # raise it whenever the files' layout, or what the decoders produce, changes
+_FORMAT = 3  # raise it whenever the files' layout changes, or what is read otherwise than by `data.decode`
 
 
 class Prepared(NamedTuple):
@@ -29,12 +30,12 @@ class Prepared(NamedTuple):
     Attributes:
       images: uint8 [image, height, width, channel].
       counts: how many images each class has, by name, in the order of the images.
-      skipped: the source files left out, relative to the source's folder.
+      found: what else there is to say of the source, in types of JSON.
     """
 
     images: np.ndarray
     counts: dict[str, int]
-    skipped: list[str]
+    found: dict[str, Any]
 
     def classes(self, scale: float = 1.0) -> ImageClasses:
         """The images by class."""
@@ -43,7 +44,7 @@ class Prepared(NamedTuple):
 
 
 def fingerprint(root: pathlib.Path, sources: Iterable[os.DirEntry], note: str) -> str:
-    """Digests what a store depends on: relative path, size and time of change of every source file, and `note`.
+    """Digests what a store depends on: relative path, size and time of change of every file, `note`, and the decoder.
 
     Args:
       root: the folder that the paths are relative to, so that moving all of it keeps the store valid.
@@ -58,7 +59,7 @@ def fingerprint(root: pathlib.Path, sources: Iterable[os.DirEntry], note: str) -
     for file in sources:
         stat = file.stat()
         lines.append(f"{file.path[prefix:]}\0{stat.st_size}\0{stat.st_mtime_ns}\n")
-    text = f"{_FORMAT}\0{note}\n" + "".join(sorted(lines))
+    text = f"{_FORMAT}\0{decoder.VERSION}\0{note}\n" + "".join(sorted(lines))
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -66,7 +67,7 @@ def prepared(
     manifest: pathlib.Path,
     key: str,
     shape: tuple[int, ...],
-    decode: Callable[[np.ndarray], tuple[dict, list[str]]],
+    decode: Callable[[np.ndarray], tuple[dict[str, int], dict[str, Any]]],
     *,
     verify: bool = False,
     required: bool = True,
@@ -79,7 +80,7 @@ def prepared(
       manifest: the path of the manifest, PLACE.json; the images are beside it.
       key: the `fingerprint` of the source.
       shape: of the images if none is left out.
-      decode: fills uint8 [image, height, width, channel] from the front; returns `Prepared.counts` and `skipped`.
+      decode: fills uint8 [image, height, width, channel] from the front; returns `Prepared.counts` and `found`.
       verify: read all images at every start and compare them with their checksum.
       required: whether a store that cannot be written is an error; else the images are held in memory, with a warning.
 
@@ -119,7 +120,7 @@ def _read(manifest: pathlib.Path, key: str, shape: tuple[int, ...], verify: bool
         if verify and hashlib.sha256(images).hexdigest() != stored["images sha256"]:
             raise ValueError("the images' checksum is wrong")
         # np.asarray: a plain array on the same map, so that what is indexed out of it is one, too.
-        return Prepared(np.asarray(images[:count]), stored["counts"], stored["skipped"])
+        return Prepared(np.asarray(images[:count]), stored["counts"], stored["found"])
     except FileNotFoundError:
         return None
     except Exception as error:  # NumPy lets many kinds out when the bytes are not those of a sound .npy
@@ -133,11 +134,11 @@ def _write(manifest: pathlib.Path, key: str, shape: tuple[int, ...], decode: Cal
     store = _images_path(manifest, key)
     with files.replacing(store) as part:
         images = files.new_array(part, shape)
-        counts, skipped = decode(images)
+        counts, found = decode(images)
         images.flush()
         digest = hashlib.sha256(images).hexdigest()
         del images
-    stored = {"key": key, "images sha256": digest, "counts": counts, "skipped": skipped}
+    stored = {"key": key, "images sha256": digest, "counts": counts, "found": found}
     try:
         files.write_text(manifest, files.sealed(stored))
     except files.WriteError:

@@ -1,121 +1,224 @@
-"""Photographs in one folder per class, such as Mini-ImageNet's train, val and test folders."""
+"""Images of one's own in class folders, or in a table (see `listing`), decoded as viewers show them."""
 
+import collections
 import concurrent.futures
+import hashlib
 import os
 import pathlib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from reptile_tf.data import cache, listing
+from reptile_tf.data import decode as decoder
+from reptile_tf.data.decode import UnreadableError
 from reptile_tf.data.image_classes import ImageClasses
+from reptile_tf.data.listing import Listing
 from reptile_tf.errors import UserError
-from reptile_tf.fetch.image_files import SUFFIXES, visible
-from reptile_tf.progress import Progress
+from reptile_tf.progress import Progress, log
 
-_MODES = {1: "L", 3: "RGB"}
-RESAMPLING = Image.Resampling.NEAREST  # the paper's: the default of the Pillow that its code was run with
+_AT_A_TIME = 4096  # files that wait for a thread, which need some memory each
 
-
-class UnreadableError(UserError):
-    """A file that could not be read at all; it may be an image."""
+Sets = dict[str, ImageClasses]
 
 
-def load(path: str | os.PathLike, size: int = 84, channels: int = 3) -> ImageClasses:
-    """Loads `path/CLASS/IMAGE`, classes and images in the order of their names; classes may differ in size.
+def load(
+    path: str | os.PathLike,
+    size: int | tuple[int, int] = 84,
+    channels: int = 3,
+    *,
+    split: Callable[[ImageClasses], Sets] | None = None,
+    skip_bad_images: bool = False,
+    store: bool = False,
+) -> ImageClasses:
+    """Loads the images of a folder of class folders, or of a table; classes may differ in size.
 
-    Images are stretched to a square by nearest neighbour, as the paper's code did. Transparency is ignored.
+    `listing` says which layouts there are, and `decode.read` how an image is decoded: stretched by nearest neighbour.
+    It is an error if the same file, by its content, is in two sets, and worth a warning if it is in two classes.
 
     Args:
-      path: the folder of class folders; PNG and JPEG files are taken, hidden ones and all others are not.
-      size: height and width to resize to.
+      path: ROOT of ROOT/CLASS/IMAGE or ROOT/{train,val,test}/CLASS/IMAGE, or a table of paths and labels (.csv).
+      size: height and width to resize to, or both alike.
       channels: 3 for RGB or 1 for greyscale; images of other kinds are converted.
+      split: how the classes will be split, such as by `splits.split_classes`, so that the sets can be compared. Without
+        it they are if the names of the classes have sets.
+      skip_bad_images: leave out files that are no images, and say which, instead of stopping.
+      store: keep the decoded images beside their source, for the next start, and map them into memory. Where nothing
+        can be written there, they are held in memory, with a warning.
 
     Returns:
-      One class per folder, under its name: uint8 [image, size, size, channels], scale 1/255.
+      Classes "CLASS" or "SET/CLASS" in the order of their names, their images likewise: uint8 [image, height, width,
+      channels], scale 1/255.
 
     Raises:
-      UserError: the folder is missing, has no class folders, a class has no images, or an image cannot be read.
+      UserError: what `listing.of` raises; an image cannot be read; the same image is in two sets.
       ValueError: `channels` is neither 1 nor 3.
     """
-    if channels not in _MODES:
+    if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, not {channels}")
-    classes = scan(path)
-    counts = np.array([len(found) for found in classes.values()], np.int64)
-    images = np.empty((counts.sum(), size, size, channels), np.uint8)
-    decode([file for found in classes.values() for file in found], images)
-    return ImageClasses(images, np.cumsum(counts) - counts, counts, tuple(classes), scale=1 / 255)
-
-
-def scan(path: str | os.PathLike) -> dict[str, list[os.DirEntry]]:
-    """Lists the image files of each class of `path/CLASS/IMAGE`, both in the order of their names.
-
-    Raises:
-      UserError: the folder is missing, has no class folders, or a class has no images.
-    """
-    path = pathlib.Path(path)
-    if not path.is_dir():
-        raise UserError(f"no folder {path}; name one that holds a folder of images for each class")
-    folders = [entry for entry in visible(path) if entry.is_dir()]
-    if not folders:
-        raise UserError(f"no class folders in {path}; put the images of each class into a folder of its own there")
-    classes = {}
-    for folder in folders:
-        classes[folder.name] = [e for e in visible(folder) if e.name.lower().endswith(SUFFIXES) and e.is_file()]
-        if not classes[folder.name]:
-            raise UserError(f"no PNG or JPEG images in {folder.path}; put some there, or move it away")
+    found = listing.of(path)
+    height, width = (size, size) if isinstance(size, int) else size
+    shape = (height, width, channels)
+    place = found.root / f"{found.store}{height}x{width}x{channels}.json" if store else None
+    classes, same = prepare(found, shape, place, skip_bad_images=skip_bad_images, required=False)
+    if split is None:
+        check_apart(same, listing.sets_of(classes.names), found.root)
+    else:
+        check_apart(same, {name: part for part, of in split(classes).items() for name in of.names}, found.root)
     return classes
 
 
+def prepare(
+    found: Listing,
+    shape: tuple[int, int, int],
+    place: pathlib.Path | None,
+    *,
+    as_stored: bool = False,
+    skip_bad_images: bool = False,
+    required: bool = True,
+) -> tuple[ImageClasses, list[dict[str, str]]]:
+    """Decodes what was listed, on all cores, showing progress; or takes it from its store.
+
+    Args:
+      found: the files.
+      shape: height, width and channels.
+      place: the path of the store's manifest; without it there is no store.
+      as_stored: see `decode.read`.
+      skip_bad_images: see `load`.
+      required: see `cache.prepared`.
+
+    Returns:
+      The classes, and what `check_apart` takes: for each content that several classes have, a file of it in each.
+    """
+    every = [file for files in found.classes.values() for file in files]
+    labels = [name for name, files in found.classes.items() for _ in files]
+
+    def fill(images: np.ndarray) -> tuple[dict[str, int], dict[str, Any]]:
+        decoded = decode(every, images, skip_bad_images, "preparing images", as_stored=as_stored)
+        bad = set(decoded.bad)
+        sound = [index for index in range(len(every)) if index not in bad]
+        for to, index in enumerate(sound):  # close the gaps, in place
+            if to != index:
+                images[to] = images[index]
+        paths = [os.path.relpath(file.path, found.root) for file in every]
+        owners = collections.defaultdict(dict)
+        for index in sound:
+            owners[decoded.digests[index]].setdefault(labels[index], paths[index])
+        counts = dict.fromkeys(found.classes, 0) | collections.Counter(labels[index] for index in sound)
+        return counts, {
+            "skipped": [paths[index] for index in decoded.bad],
+            "several": [paths[index] for index in decoded.several],
+            "same": [files for files in owners.values() if len(files) > 1],
+        }
+
+    if place is None:
+        images = np.empty((len(every), *shape), np.uint8)
+        counts, notes = fill(images)
+        ready = cache.Prepared(images[: sum(counts.values())], counts, notes)
+    else:
+        note = f"images {shape} {decoder.RESAMPLING} {as_stored} {skip_bad_images} {found.note}"
+        key = cache.fingerprint(found.root, every, note)
+        ready = cache.prepared(place, key, (len(every), *shape), fill, required=required)
+    for name in ready.found["skipped"]:
+        log.warning(f"left out, since it is no image: {found.root / name}")
+    if several := ready.found["several"]:
+        log.info(f"{len(several)} files have several pictures, such as {found.root / several[0]}: the first is taken")
+    return ready.classes(scale=1 / 255), ready.found["same"]
+
+
+def check_apart(same: Sequence[Mapping[str, str]], sets: Mapping[str, str], root: pathlib.Path) -> None:
+    """Warns of files that are in two classes; raises UserError if one is in two sets.
+
+    Args:
+      same: for each content that several classes have, a file of it in each.
+      sets: the set of each class; empty if it is not known yet.
+      root: what the files are relative to.
+    """
+    crossing = [files for files in same if len({sets[name] for name in files if name in sets}) > 1]
+    if crossing:
+        one = {sets[name]: file for name, file in crossing[0].items() if name in sets}
+        others = f", and so are {len(crossing) - 1} others" if len(crossing) > 1 else ""
+        raise UserError(
+            f"the same image is in the sets {' and '.join(one)}: {' and '.join(one.values())} in {root}{others}; what "
+            "is tested on must not be trained on: remove all but one of each"
+        )
+    if same:
+        files = list(same[0].values())
+        log.warning(f"{len(same)} images are in several classes, such as {' and '.join(files[:2])} in {root}")
+
+
+class Decoded(NamedTuple):
+    """What is to be said of decoded files.
+
+    Attributes:
+      bad: the indices of those that are no images, in order.
+      several: the indices of those with several pictures, in order.
+      digests: SHA-256 of each file's content.
+    """
+
+    bad: list[int]
+    several: list[int]
+    digests: list[bytes]
+
+
 def decode(
-    files: Sequence[os.DirEntry], images: np.ndarray, skip_bad_images: bool = False, progress: str = ""
-) -> list[int]:
+    files: Sequence[os.DirEntry | listing.File],
+    images: np.ndarray,
+    skip_bad_images: bool = False,
+    progress: str = "",
+    *,
+    as_stored: bool = False,
+) -> Decoded:
     """Decodes, resizes and converts `files` into `images`, on all cores.
 
     Args:
-      files: PNG or JPEG files.
-      images: uint8 [file, size, size, channels], written to; may be memory-mapped.
+      files: the image files.
+      images: uint8 [file, height, width, channels], written to; may be memory-mapped.
       skip_bad_images: leave the place of a file that is no image as it is, instead of stopping.
       progress: what to call this in a progress line; without it there is none.
-
-    Returns:
-      The indices of the files that are no images, in order.
+      as_stored: see `decode.read`.
 
     Raises:
       UserError: one is no image (unless they are skipped), or cannot be read.
     """
+    height, width, channels = images.shape[1:]
+    digests = [b""] * len(files)
 
-    def read(index: int) -> bool:
+    def read(index: int) -> tuple[bool, bool]:
         try:
-            images[index] = _read(files[index], *images.shape[2:])
+            found = decoder.picture(files[index].path, (height, width), channels, as_stored=as_stored)
         except UserError as error:
             if not skip_bad_images or isinstance(error, UnreadableError):
                 raise
-            return False
-        return True
+            return False, False
+        images[index] = found.pixels
+        digests[index] = _digest(files[index].path)
+        return True, found.several
 
-    # Threads, because decoding JPEG leaves Python's lock.
+    # Threads, because decoding leaves Python's lock.
     pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
-    bad = []
+    bad, several = [], []
     try:
-        with Progress(progress, len(files), unit="image", silent=not progress) as bar:
-            for index, sound in enumerate(pool.map(read, range(len(files)))):
-                bar.advance(1)
-                if not sound:
-                    bad.append(index)
+        with Progress(progress, len(files), unit="image", silent=not progress) as bar, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL")  # of tags that say nothing of the pixels
+            for first in range(0, len(files), _AT_A_TIME):
+                which = range(first, min(first + _AT_A_TIME, len(files)))
+                for index, (is_sound, has_more) in zip(which, pool.map(read, which), strict=True):
+                    bar.advance(1)
+                    if not is_sound:
+                        bad.append(index)
+                    if has_more:
+                        several.append(index)
     finally:
         pool.shutdown(cancel_futures=True)
-    return bad
+    return Decoded(bad, several, digests)
 
 
-def _read(file: os.DirEntry, size: int, channels: int) -> np.ndarray:
-    """One image: uint8 [size, size, channels]."""
+def _digest(path: str) -> bytes:
     try:
-        with Image.open(file.path) as image:
-            # Before the conversion, which it commutes with: there are fewer pixels to convert.
-            small = image.resize((size, size), RESAMPLING)
-            return np.asarray(small.convert(_MODES[channels])).reshape(size, size, channels)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all of Pillow's ways to say it
-        if isinstance(error, OSError) and error.errno:  # the machine's, which says nothing of the image
-            raise UnreadableError(f"cannot read {file.path}: {error.strerror}; put that right") from error
-        raise UserError(f"cannot read {file.path} as an image ({error}); replace it, or move it away") from error
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise UnreadableError(f"cannot read {path}: {error.strerror}; put that right") from error

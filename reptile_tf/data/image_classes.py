@@ -1,6 +1,7 @@
 """The one type that every data set gives: images grouped by class."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -31,14 +32,20 @@ class ImageClasses:
         return len(self.names)
 
     @classmethod
-    def from_groups(cls, groups: dict[str, np.ndarray], scale: float = 1.0) -> "ImageClasses":
-        """Joins `{class name: uint8 [image, height, width, channel]}`, keeping the order of the dict."""
+    def from_groups(cls, groups: dict[Any, np.ndarray], scale: float = 1.0) -> "ImageClasses":
+        """Joins `{class name: uint8 [image, height, width, channel]}`, keeping the order of the dict.
+
+        Names that are no strings, such as numbers, become some; raises ValueError if two are alike then.
+        """
+        names = tuple(str(name) for name in groups)
+        if len(set(names)) < len(names):
+            raise ValueError("two classes have the same name")
         counts = np.array([len(group) for group in groups.values()], np.int64)
         return cls(
             images=np.concatenate(list(groups.values())),
             starts=np.cumsum(counts) - counts,
             counts=counts,
-            names=tuple(groups),
+            names=names,
             scale=scale,
         )
 

@@ -161,8 +161,8 @@ def _prepared(
 ) -> ImageClasses:
     """The decoded drawings, from the store in `folder` if there is one of `key`."""
 
-    def decode(images: np.ndarray) -> tuple[dict[str, int], list[str]]:
-        return _decode(read(), size, images, where, way_out), []
+    def decode(images: np.ndarray) -> tuple[dict[str, int], dict]:
+        return _decode(read(), size, images, where, way_out), {}
 
     count = _DRAWINGS * sum(sum(alphabets.values()) for alphabets in _ALPHABETS.values())
     shape = (count, size, size, 1)
@@ -238,7 +238,7 @@ def _gaps(part: str, alphabets: dict[str, int], drawings: dict[str, list]) -> It
 def _decode_png(png: bytes | os.DirEntry, name: str, way_out: str) -> np.ndarray:
     """One drawing: bool [105, 105]."""
     try:
-        with Image.open(io.BytesIO(png) if isinstance(png, bytes) else png.path) as image:
+        with Image.open(io.BytesIO(png) if isinstance(png, bytes) else png.path, formats=["PNG"]) as image:
             if image.size != (_SIDE, _SIDE):
                 raise ValueError(f"{image.width}x{image.height} pixels instead of {_SIDE}x{_SIDE}")
             return np.asarray(image.convert("1"))

@@ -1,0 +1,238 @@
+"""Which image files are of which class: by folders, or by a table.
+
+Classes are the folders that hold images, named by their path: in ROOT/CLASS/IMAGE, or, in sets,
+ROOT/SET/CLASS/IMAGE with the sets train, test and perhaps val, where a class is called "SET/CLASS". Folders may be
+nested: the images of ROOT/a/b/ are of class "a/b". Hidden files are passed over. What else is no image, or lies where
+no class is, is counted in a warning.
+"""
+
+import collections
+import csv
+import hashlib
+import io
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from reptile_tf.data.decode import SUFFIXES
+from reptile_tf.errors import UserError
+from reptile_tf.fetch.image_files import SETS, visible
+from reptile_tf.progress import log
+
+STORE = "prepared-"  # how the names of the stores of decoded images begin, which lie beside their source
+
+
+class File(NamedTuple):
+    """What is needed of an `os.DirEntry`."""
+
+    path: str
+
+    def stat(self) -> os.stat_result:
+        """As os.stat."""
+        return os.stat(self.path)
+
+
+class Listing(NamedTuple):
+    """The image files of a source.
+
+    Attributes:
+      root: the folder that they are in, or that their paths are relative to.
+      classes: the files of each class, both in the order of their names; sets in the order train, val, test.
+      store: how the names of its stores begin.
+      note: what the classes depend on beside the files.
+    """
+
+    root: pathlib.Path
+    classes: dict[str, list[os.DirEntry | File]]
+    store: str = STORE
+    note: str = ""
+
+
+def of(path: str | os.PathLike) -> Listing:
+    """Lists a folder of class folders, with sets or without, or a table (see `of_table`).
+
+    Raises:
+      UserError: it is not there, cannot be read, or is neither; it has no classes, a class has no images, or a folder
+        has both images and folders of images; there are sets, but not both train and test; two sets have a class of the
+        same name.
+    """
+    path = pathlib.Path(path)
+    try:
+        if path.is_file():
+            return of_table(path)
+        return _of_folder(path)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or path}: {error.strerror}; put that right") from error
+
+
+def of_table(path: pathlib.Path) -> Listing:
+    """Lists the files that a table names.
+
+    The table is a text file (.csv, UTF-8) of values between commas. The first line names the columns: `path`, relative
+    to the table's folder or absolute; `label`, the name of the class; and, if the table says it, `set`: train, val or
+    test in every line. Other columns are not looked at, nor is the order of the lines.
+
+    Raises:
+      UserError: it is none, or a line is wrong: the message has its number.
+      OSError: it cannot be read.
+    """
+    if path.suffix.lower() != ".csv":
+        raise UserError(f"{path} is neither a folder of class folders nor a table, PATH.csv")
+    classes, lines = collections.defaultdict(list), {}
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        rows = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
+        columns = [column.strip().lower() for column in next(rows, [])]
+        if not {"path", "label"} <= set(columns) or len(columns) > len(set(columns)):
+            raise UserError(f"the first line of {path} must name the columns, as in path,label or path,label,set")
+        for row in rows:
+            if row:
+                where = f"{path}, line {rows.line_num}"
+                file, label = _line(dict(zip(columns, row, strict=False)), where, path.parent)
+                if file in lines:
+                    raise UserError(f"{where}: {file} is in line {lines[file]}, too; remove one of them")
+                lines[file] = rows.line_num
+                classes[label].append(File(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no table of values between commas in UTF-8 ({error}); put that right") from error
+    if not classes:
+        raise UserError(f"{path} names no images; put a line with path and label there for each")
+    for files in classes.values():
+        files.sort()
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return Listing(path.parent, _in_order(classes), f"{STORE}{path.stem}-", f"table {digest}")
+
+
+def _line(values: dict[str, str], where: str, folder: pathlib.Path) -> tuple[str, str]:
+    """Path and class of a line of a table."""
+    label = values.get("label", "").strip()
+    if not label or not values.get("path"):
+        raise UserError(f"{where}: it must have a path and a label")
+    file = os.path.normpath(folder / values["path"])
+    if "\0" in file or not os.path.isfile(file):
+        raise UserError(f"{where}: no file {file}; paths are relative to the folder of the table")
+    if "set" in values:
+        if values["set"].strip() not in SETS:
+            raise UserError(f"{where}: the set must be one of {', '.join(SETS)}, not {values['set']!r}")
+        label = f"{values['set'].strip()}/{label}"
+    return file, label
+
+
+def _of_folder(path: pathlib.Path) -> Listing:
+    if not path.is_dir():
+        raise UserError(f"no folder {path}; name one that holds a folder of images for each class")
+    found = _Found()
+    folders = {entry.name: entry for entry in visible(path) if entry.is_dir()}
+    if {"train", "test"} <= folders.keys():
+        for name in SETS:
+            if name in folders:
+                found.classes_in(folders[name].path, f"{name}/")
+        for entry in visible(path):
+            if entry.is_dir() and entry.name not in SETS:
+                log.warning(f"left out the folder {entry.path}: beside train and test only val is a set")
+            elif not entry.is_dir() and not entry.name.startswith(STORE):
+                found.others.append(entry.path)
+    else:
+        for name in folders.keys() & set(SETS):
+            if any(entry.is_dir() for entry in visible(folders[name].path)):
+                raise UserError(
+                    f"{path} has a folder {name} of class folders, as sets have, but not both train and test; put "
+                    "the classes to train on into train and others into test, or all of them into one folder"
+                )
+        found.classes_in(str(path), "")
+    found.tell(path)
+    return Listing(path, _in_order(found.classes))
+
+
+def _in_order(classes: dict[str, list]) -> dict[str, list]:
+    """The classes by set, if they are in sets, and by name; raises UserError if a name is in two sets."""
+    if not (sets := sets_of(classes)):
+        return {name: classes[name] for name in sorted(classes, key=lambda name: name.split("/"))}
+    by_label = {}
+    for name in classes:
+        by_label.setdefault(name.partition("/")[2], []).append(sets[name])
+    twice = [label for label in sorted(by_label) if len(by_label[label]) > 1]
+    if twice:
+        where = " and ".join(sorted(by_label[twice[0]], key=SETS.index))
+        others = f", and so are {len(twice) - 1} other classes" if len(twice) > 1 else ""
+        raise UserError(
+            f"class {twice[0]} is in the sets {where}{others}; what is tested on must not be trained on: remove all "
+            "but one of each"
+        )
+    return {name: classes[name] for name in sorted(classes, key=lambda n: (SETS.index(sets[n]), n.split("/")))}
+
+
+def sets_of(names: Sequence[str]) -> dict[str, str]:
+    """The set of each class "SET/CLASS"; empty if the names are not such, or have not both train and test."""
+    sets = {name: name.partition("/")[0] for name in names}
+    return sets if {"train", "test"} <= set(sets.values()) <= set(SETS) else {}
+
+
+class _Found:
+    """What there is in a folder; classes in sets are not yet compared."""
+
+    def __init__(self):
+        self.classes: dict[str, list[os.DirEntry]] = {}
+        self.others: list[str] = []  # no images
+        self._loose: list[str] = []  # images beside class folders
+
+    def classes_in(self, path: str, prefix: str) -> None:
+        """Adds the classes in the folder `path`, which is none itself, under names that begin with `prefix`."""
+        folders, images = self._sorted_out(path)
+        if not folders:
+            raise UserError(f"no class folders in {path}; put the images of each class into a folder of its own there")
+        self._loose += [image.path for image in images]
+        for folder in folders:
+            self._add(folder.path, prefix + folder.name, (_identity(path),))
+
+    def _add(self, path: str, name: str, above: tuple, owner: str = "") -> None:
+        """Adds the classes in and below a folder; `owner` is the folder above that is a class itself."""
+        here = _identity(path)
+        if here in above:
+            raise UserError(f"{path} is a link to a folder that it lies in; remove it")
+        folders, images = self._sorted_out(path)
+        if images and owner:
+            raise UserError(
+                f"{owner} holds images, and so does the folder {path} in it: a class has no classes in it; move the "
+                "images of one of them into another folder"
+            )
+        if images:
+            self.classes[name] = images
+        elif not folders and not owner:
+            kinds = f" (it has {_kinds([e.path for e in visible(path)])})" if visible(path) else ""
+            raise UserError(f"no images in {path}{kinds}; put some there, or move it away")
+        for folder in folders:
+            self._add(folder.path, f"{name}/{folder.name}", (*above, here), path if images else owner)
+
+    def _sorted_out(self, path: str) -> tuple[list[os.DirEntry], list[os.DirEntry]]:
+        """The folders in a folder, and its images."""
+        folders, images = [], []
+        for entry in visible(path):
+            if entry.is_dir():
+                folders.append(entry)
+            elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
+                images.append(entry)
+            elif not entry.name.startswith(STORE):
+                self.others.append(entry.path)
+        return folders, images
+
+    def tell(self, root: pathlib.Path) -> None:
+        """Says what is left out."""
+        if self.others:
+            one = os.path.relpath(self.others[0], root)
+            log.warning(f"left out {_kinds(self.others)} that are no images to be read here, such as {root}: {one}")
+        if self._loose:
+            log.warning(f"left out {len(self._loose)} images that lie in no class folder, such as {self._loose[0]}")
+
+
+def _kinds(paths: list[str]) -> str:
+    """How many files there are of each kind, such as "3 files (2 .txt, 1 .heic)"."""
+    counts = collections.Counter(os.path.splitext(path)[1].lower() or "without suffix" for path in paths)
+    most = ", ".join(f"{count} {kind}" for kind, count in counts.most_common(5))
+    return f"{len(paths)} files ({most}{', …' if len(counts) > 5 else ''})"
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
