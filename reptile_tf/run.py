@@ -114,7 +114,7 @@ def _prepare(settings: Settings, chosen: frozenset[str], problem: Problem) -> Pr
     if settings.pretrained:
         split = _split_of(config, images)
     else:
-        split = problem.split(images, settings.seed)
+        split = problem.split(images, settings)
         _check_enough(split, settings)  # before a network of so many ways is made
     return Prepared(problem, folder, settings, workers, placement, name, images, split)
 
@@ -133,7 +133,7 @@ def _train(prepared: Prepared, held: contextlib.ExitStack) -> tuple[MetaLearner,
         model,
         prepared.sets["train"],
         settings,
-        held_out=prepared.sets[prepared.problem.validation],
+        held_out=prepared.sets.get("val", prepared.sets["test"]),
         folder=folder,
         stacked=prepared.placement.stacked,
         cluster=prepared.workers,

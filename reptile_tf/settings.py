@@ -58,6 +58,9 @@ class Settings:
     source: str = _setting("raw", TASKS, "where the images come from", choices=("raw", "tfds", "glyphs"), fixed=True)
     seed: int = _setting(0, TASKS, "seed of the split, the first weights and the tasks", low=0, high=2**64 - 1,
                          fixed=True)
+    split: str = _setting("", TASKS, "which classes to train, validate and test on: shares, as in 64,16,20; a file of "
+                                     "the names to test on, one a line; with Omniglot, background: its evaluation "
+                                     "alphabets to test on (default: as in the paper)", fixed=True)
     classes: int = _setting(5, TASKS, "ways: classes of a task", low=2, fixed=True)
     shots: int = _setting(5, TASKS, "images of each class to adapt to in evaluation (in training too, unless "
                                     "--train-shots)", low=1, affects=RESULTS)

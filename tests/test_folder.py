@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reptile_tf.data import folder
+from reptile_tf.data import folder, listing
 from reptile_tf.errors import UserError
 
 
@@ -64,7 +64,7 @@ def test_a_folder_without_classes_is_named(tmp_path):
 
 def test_a_class_without_images_is_named(photographs):
     (photographs / "empty").mkdir()
-    with pytest.raises(UserError, match=r"no PNG or JPEG images in .*empty; put"):
+    with pytest.raises(UserError, match=r"no images in .*empty; put"):
         folder.load(photographs)
 
 
@@ -84,8 +84,7 @@ def test_two_channels_are_no_image_format(tmp_path):
 
 def test_what_hinders_reading_is_no_bad_image(photographs):
     """A lack of handles must not leave images out for good."""
-    classes = folder.scan(photographs)
-    files = [file for found in classes.values() for file in found]
+    files = [file for found in listing.of(photographs).classes.values() for file in found]
     images = np.empty((len(files), 8, 8, 3), np.uint8)
     handle = os.open(os.devnull, os.O_RDONLY)
     os.close(handle)
@@ -96,4 +95,4 @@ def test_what_hinders_reading_is_no_bad_image(photographs):
             folder.decode(files, images, skip_bad_images=True)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert folder.decode(files, images, skip_bad_images=True) == []
+    assert folder.decode(files, images, skip_bad_images=True).bad == []

@@ -37,8 +37,8 @@ class Stripes(Problem):
         draw = np.random.default_rng(0).integers
         return rt.ImageClasses.from_groups({f"c{i}": draw(0, 256, (4, 6, 6, 1), np.uint8) for i in range(8)}), "stripes"
 
-    def split(self, classes, seed):
-        return dict(zip(("train", "test"), classes.split(5, seed), strict=True))
+    def split(self, classes, settings):
+        return dict(zip(("train", "test"), classes.split(5, settings.seed), strict=True))
 
 
 PROBLEM = Stripes()

@@ -249,7 +249,7 @@ def predicted_in_javascript(pixels, folder):
 @pytest.mark.parametrize(("way", "least"), [(2, 0.9), (4, 0.75), (5, 0.65)])
 def test_the_demos_model_serves_other_numbers_of_classes(way, least, tmp_path):
     """On test characters; the least is well below what DEMO_TASKS=200 gives."""
-    classes = PROBLEM.split(omniglot.load_raw(os.environ["OMNIGLOT_DIR"]), 0)["test"]
+    classes = PROBLEM.split(omniglot.load_raw(os.environ["OMNIGLOT_DIR"]), Settings())["test"]
     count = int(os.environ.get("DEMO_TASKS", "16"))
     batch = tasks.evaluation_tasks(classes, way=way, shots=1, batch=way, steps=0, seed=0, count=count)
     predicted = predicted_in_javascript(np.concatenate([batch.support.x, batch.query_x], axis=1), tmp_path)
@@ -264,7 +264,7 @@ def test_the_demos_model_classifies_real_drawings_as_python_does(tmp_path):
     """Task by task on test characters; DEMO_TASKS is how many (500 take minutes)."""
     count = int(os.environ.get("DEMO_TASKS", "16"))
     learner, steps = learner_of(DEMO / "model")
-    classes = PROBLEM.split(omniglot.load_raw(os.environ["OMNIGLOT_DIR"]), 0)["test"]
+    classes = PROBLEM.split(omniglot.load_raw(os.environ["OMNIGLOT_DIR"]), Settings())["test"]
     evaluator, way = Evaluator(learner), learner.model.output_shape[-1]
     expected, pixels = [], []
     for first in range(0, count, evaluator.tasks):

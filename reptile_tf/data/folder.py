@@ -141,7 +141,7 @@ def check_apart(same: Sequence[Mapping[str, str]], sets: Mapping[str, str], root
         one = {sets[name]: file for name, file in crossing[0].items() if name in sets}
         others = f", and so are {len(crossing) - 1} others" if len(crossing) > 1 else ""
         raise UserError(
-            f"the same image is in the sets {' and '.join(one)}: {' and '.join(one.values())} in {root}{others}; what "
+            f"the same image is in the sets {', '.join(one)}: {', '.join(one.values())} in {root}{others}; what "
             "is tested on must not be trained on: remove all but one of each"
         )
     if same:

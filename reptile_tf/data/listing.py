@@ -154,7 +154,7 @@ def _in_order(classes: dict[str, list]) -> dict[str, list]:
         by_label.setdefault(name.partition("/")[2], []).append(sets[name])
     twice = [label for label in sorted(by_label) if len(by_label[label]) > 1]
     if twice:
-        where = " and ".join(sorted(by_label[twice[0]], key=SETS.index))
+        where = ", ".join(sorted(by_label[twice[0]], key=SETS.index))
         others = f", and so are {len(twice) - 1} other classes" if len(twice) > 1 else ""
         raise UserError(
             f"class {twice[0]} is in the sets {where}{others}; what is tested on must not be trained on: remove all "

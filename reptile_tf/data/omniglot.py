@@ -111,6 +111,22 @@ def load_raw(data_dir: str | os.PathLike, size: int = 28) -> ImageClasses:
     return _prepared(data_dir, key, size, lambda: parts, str(data_dir), way_out)
 
 
+def split_by_part(classes: ImageClasses) -> dict[str, ImageClasses]:
+    """The characters of the background alphabets to train on, and those of the evaluation alphabets to test on.
+
+    Raises:
+      UserError: they are no characters of Omniglot.
+    """
+    alphabets = [name.split("/")[0] for name in classes.names]
+    sets = {
+        part: [i for i, alphabet in enumerate(alphabets) if alphabet in _ALPHABETS[folder]]
+        for part, folder in (("train", "images_background"), ("test", "images_evaluation"))
+    }
+    if not all(sets.values()):
+        raise UserError("--split background needs Omniglot's own alphabets: leave out --source glyphs, or --split")
+    return {part: classes.subset(indices) for part, indices in sets.items()}
+
+
 def load_tfds(data_dir: str | os.PathLike | None = None, size: int = 28) -> ImageClasses:
     """Loads Omniglot from TensorFlow Datasets, which downloads it the first time: the same as `load_raw` gives.
 

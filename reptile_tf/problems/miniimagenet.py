@@ -26,9 +26,8 @@ class MiniImageNet(Problem):
     # Appendix A, table 2. `shots` and the eval settings do not touch training.
     presets: ClassVar = {f"miniimagenet-{shots}shot-5way": _preset(shots) for shots in (1, 5)}
     defaults: ClassVar = {"filters": 32}
-    lacks = ("source",)
+    lacks = ("source", "split")
     onednn = True
-    validation = "val"
 
     def network(self, settings: Settings) -> "keras.Model":
         """The paper's, by the settings' ways and filters."""
@@ -44,8 +43,8 @@ class MiniImageNet(Problem):
         classes = miniimagenet.load(folder, skip_bad_images=settings.skip_bad_images)
         return classes, "miniimagenet" if miniimagenet.is_the_papers(classes) else f"photographs of {folder}"
 
-    def split(self, classes: "ImageClasses", seed: int) -> Sets:
-        """By the folders; the seed changes nothing."""
+    def split(self, classes: "ImageClasses", settings: Settings) -> Sets:
+        """By the folders; the settings change nothing."""
         sets = [name.split("/")[0] for name in classes.names]
         return {part: classes.subset([i for i, s in enumerate(sets) if s == part]) for part in SETS}
 

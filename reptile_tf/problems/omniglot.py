@@ -49,9 +49,19 @@ class Omniglot(Problem):
             classes = omniglot.load_raw(settings.data_dir or "data/omniglot")
         return classes, f"omniglot ({settings.source})"
 
-    def split(self, classes: "ImageClasses", seed: int) -> Sets:
-        """By the seed: 1,200 characters to train on, the others to test on (and to validate on)."""
-        return dict(zip(("train", "test"), classes.split(TRAINING_CHARACTERS, seed), strict=True))
+    def split(self, classes: "ImageClasses", settings: Settings) -> Sets:
+        """By the seed: 1,200 characters to train on, the others to test on (and to validate on).
+
+        Or by `settings.split`: "background" for the data set's own two parts, a file of names of the alphabets and
+        characters to test on, or shares (see `splits.split_names`).
+        """
+        from reptile_tf.data import omniglot, splits
+
+        if not settings.split:
+            return dict(zip(("train", "test"), classes.split(TRAINING_CHARACTERS, settings.seed), strict=True))
+        if settings.split == "background":
+            return omniglot.split_by_part(classes)
+        return splits.split_classes(classes, settings.split, settings.seed, settings.classes)
 
     def for_training(self, classes: "ImageClasses") -> "ImageClasses":
         """Each character turned by 90, 180 and 270 degrees is a class of its own."""

@@ -22,16 +22,14 @@ class Problem(abc.ABC):
       lacks: names of settings that mean nothing here; there are no flags for them.
       onednn: whether oneDNN's convolutions are faster here, which TensorFlow does not choose by itself on AMD's
         processors. TF_ENABLE_ONEDNN_OPTS has to be set when TensorFlow is first imported.
-      validation: which set of classes to validate on while training.
       resampling: how images were resized.
     """
 
     name: str
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     defaults: ClassVar[dict[str, Any]] = {}
-    lacks: tuple[str, ...] = ("source", "skip_bad_images")
+    lacks: tuple[str, ...] = ("source", "split", "skip_bad_images")
     onednn: bool = False
-    validation: str = "test"
     resampling: str = "nearest"
 
     @abc.abstractmethod
@@ -43,8 +41,8 @@ class Problem(abc.ABC):
         """All classes, and what to call them in results; raises UserError if they cannot be loaded."""
 
     @abc.abstractmethod
-    def split(self, classes: "ImageClasses", seed: int) -> Sets:
-        """The sets of classes, "train" and "test" among them."""
+    def split(self, classes: "ImageClasses", settings: "Settings") -> Sets:
+        """The sets of classes: "train", "test" and perhaps "val" to validate on; raises UserError if it cannot be."""
 
     def for_training(self, classes: "ImageClasses") -> "ImageClasses":
         """What is made of the training classes before tasks are drawn from them."""

@@ -90,10 +90,10 @@ def test_a_checkpoint_that_is_a_bare_pickle(run, pickled, harm):
 
 
 def test_the_store_of_prepared_images(tmp_path, pickled, harm):
-    for part in miniimagenet.SETS:
-        folder = tmp_path / "photographs" / part / "n0"
+    for number, part in enumerate(miniimagenet.SETS):
+        folder = tmp_path / "photographs" / part / f"n{number}"
         folder.mkdir(parents=True)
-        Image.fromarray(np.zeros([9, 9, 3], np.uint8)).save(folder / "0.png")
+        Image.fromarray(np.full([9, 9, 3], number, np.uint8)).save(folder / "0.png")
     expected = miniimagenet.load(tmp_path / "photographs").images.copy()
     (store,) = (tmp_path / "photographs").glob("*.npy")
     for content in (pickle.dumps(pickled), _npy(pickled)):

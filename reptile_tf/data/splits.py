@@ -1,0 +1,137 @@
+"""Which classes to train on, and which to validate and test on."""
+
+import difflib
+import math
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from reptile_tf.data.image_classes import ImageClasses
+from reptile_tf.data.listing import sets_of
+from reptile_tf.errors import UserError
+from reptile_tf.fetch.image_files import SETS
+from reptile_tf.progress import log
+
+SHARES = "64,16,20"  # as Mini-ImageNet's hundred classes are split
+
+
+def split_classes(classes: ImageClasses, split: str = "", seed: int = 0, ways: int = 5) -> dict[str, ImageClasses]:
+    """Splits classes into sets, "train", "test" and perhaps "val", and logs their sizes.
+
+    Args:
+      classes: all of them, named "SET/CLASS" if they are in sets already.
+      split: "" for the sets in the names, or without these `SHARES`; shares, or a file of names: see `split_names`.
+      seed: of the shares.
+      ways: classes of a task; each set gets at least so many by shares.
+
+    Returns:
+      The classes of each set, in the order of their names; the images are shared, not copied.
+
+    Raises:
+      UserError: what `split_names` raises.
+    """
+    where = {name: index for index, name in enumerate(classes.names)}
+    sets = split_names(classes.names, split, seed, ways)
+    validating = f"{len(sets['val']):,} for validation" if "val" in sets else "none for validation"
+    if "val" not in sets and _as_shares(split) and _as_shares(split)[1]:
+        validating += f" (that takes three times {ways} ways)"
+    log.info(f"{len(sets['train']):,} classes to train on, {validating}, {len(sets['test']):,} for testing")
+    if left_out := len(where) - sum(map(len, sets.values())):
+        log.warning(f"left out {left_out:,} classes that {split} does not name")
+    return {part: classes.subset([where[name] for name in names]) for part, names in sets.items()}
+
+
+def split_names(names: Sequence[str], split: str = "", seed: int = 0, ways: int = 5) -> dict[str, list[str]]:
+    """As `split_classes`, with the names of the classes alone, and saying nothing.
+
+    Shares are two or three numbers, as in 80,20 or 64,16,20: of the classes to train on, to validate on and to test on,
+    relative to their sum. Which class is in which set depends on the seed and on the names alone. Each set gets at
+    least `ways` classes. With fewer than three times the ways there is no validation set.
+
+    A file of names is a text file (UTF-8) with a name in each line: of a class, or of all classes "NAME/…", such as an
+    alphabet of Omniglot or a folder of class folders. These are for testing, and all others to train on. `val,NAME` and
+    `train,NAME` put classes into another set; if there is a line with train, classes that no line names are left out.
+    Empty lines and lines that begin with # say nothing.
+
+    Raises:
+      UserError: the names have sets and `split` is given, too; it is neither shares nor a file that can be read; there
+        are too few classes; the file names a class that is not there, or one for two sets, or leaves a set empty.
+    """
+    if sets := sets_of(names):
+        if split:
+            raise UserError(f"the classes are in the sets train and test already: leave --split {split} out")
+        return {part: [n for n in names if sets[n] == part] for part in SETS if part in sets.values()}
+    shares = _as_shares(split)
+    return _by_shares(names, shares, seed, ways) if shares else split_by_file(names, split)
+
+
+def split_by_file(names: Sequence[str], path: str | os.PathLike) -> dict[str, list[str]]:
+    """The names of the classes by set, as a file of names says: see `split_names`, whose errors it raises."""
+    sets: dict[str, str] = {}
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            lines = [line.strip() for line in file.read().splitlines()]
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"--split {path} is neither shares, as in {SHARES}, nor a file of names that can be read ({reason})"
+        ) from error
+    for number, line in enumerate(lines, 1):
+        if not line or line.startswith("#"):
+            continue
+        part, _, wanted = (text.strip() for text in line.partition(","))
+        if part not in SETS or not wanted:
+            part, wanted = "test", line
+        of_line = [name for name in names if name == wanted or name.startswith(f"{wanted}/")]
+        if not of_line:
+            near = difflib.get_close_matches(wanted, {*names, *(name.rpartition("/")[0] for name in names)}, 1)
+            hint = f"; did you mean {near[0]}?" if near and near[0] else ""
+            raise UserError(f"{path}, line {number}: no class or group of classes is called {wanted}{hint}")
+        for name in of_line:
+            if sets.setdefault(name, part) != part:
+                raise UserError(f"{path}, line {number}: {name} is for {part} here and for {sets[name]} before")
+    rest = None if "train" in sets.values() else "train"
+    split = {part: [name for name in names if sets.get(name, rest) == part] for part in SETS}
+    for part in ("train", "test"):
+        if not split[part]:
+            raise UserError(f"{path} leaves no classes for the set {part}; name fewer for the others, or some for it")
+    return {part: chosen for part, chosen in split.items() if chosen}
+
+
+def _as_shares(split: str) -> tuple[float, float, float] | None:
+    """The shares of train, val and test; None if `split` is a file's name."""
+    texts = (split or SHARES).split(",")
+    try:
+        numbers = [float(text) for text in texts]
+    except ValueError:
+        return None
+    train, val, test = (numbers[0], 0.0, numbers[1]) if len(numbers) == 2 else (*numbers, 0.0, 0.0)[:3]
+    if not (2 <= len(numbers) <= 3 and train > 0 and val >= 0 and test > 0 and math.isfinite(train + val + test)):
+        raise UserError(
+            f"--split {split}: shares must be two or three numbers, as in 80,20 or {SHARES}, of which only that of "
+            "validation may be 0"
+        )
+    return train, val, test
+
+
+def _by_shares(names: Sequence[str], shares: tuple[float, float, float], seed: int, ways: int) -> dict[str, list[str]]:
+    if len(names) < 2 * ways:
+        raise UserError(
+            f"{len(names)} classes cannot be split: tasks of {ways} ways need {ways} classes to train on and {ways} "
+            "others to test on; lower --classes, or add classes"
+        )
+    wanted = {part: share for part, share in zip(SETS, shares, strict=True) if share}
+    if len(names) < 3 * ways:
+        wanted.pop("val", None)
+    total = sum(wanted.values())
+    sizes = {part: max(ways, round(len(names) * (share / total))) for part, share in wanted.items()}
+    while sum(sizes.values()) > len(names):
+        sizes[max(sizes, key=sizes.get)] -= 1
+    sizes["train"] += len(names) - sum(sizes.values())
+    shuffled = np.random.Generator(np.random.Philox(seed)).permutation(sorted(names)).tolist()
+    sets = {}
+    for part, size in sizes.items():
+        chosen, shuffled = set(shuffled[:size]), shuffled[size:]
+        sets[part] = [name for name in names if name in chosen]
+    return sets
