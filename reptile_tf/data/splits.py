@@ -34,8 +34,9 @@ def split_classes(classes: ImageClasses, split: str = "", seed: int = 0, ways: i
     where = {name: index for index, name in enumerate(classes.names)}
     sets = split_names(classes.names, split, seed, ways)
     validating = f"{len(sets['val']):,} for validation" if "val" in sets else "none for validation"
-    if "val" not in sets and _as_shares(split) and _as_shares(split)[1]:
-        validating += f" (that takes three times {ways} ways)"
+    shares = None if sets_of(classes.names) else _as_shares(split)
+    if shares and shares[1] and "val" not in sets:
+        validating += f" (which would take {3 * ways} classes for {ways} ways)"
     log.info(f"{len(sets['train']):,} classes to train on, {validating}, {len(sets['test']):,} for testing")
     if left_out := len(where) - sum(map(len, sets.values())):
         log.warning(f"left out {left_out:,} classes that {split} does not name")
