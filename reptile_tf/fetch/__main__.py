@@ -12,7 +12,7 @@ from reptile_tf.fetch import archive, imagenet
 
 _EPILOG = f"""
 Environment:
-DATA_DIR, the default FOLDER (else data, beside this script);
+DATA_DIR, the default FOLDER (else data, beside fetch_data.sh, or where you are if the package is installed without it);
 OMNIGLOT_URL, the address of the folder with Omniglot's zips (default {archive.OMNIGLOT_URL}), also a mirror or
 file:///SOME/FOLDER;
 METADATA_URL, the address of the zip with Mini-ImageNet's lists (default {imagenet.METADATA_URL}), also a mirror or
@@ -32,7 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="data_set", required=True, metavar="DATA_SET")
     repository = pathlib.Path(__file__).resolve().parents[2]
-    root = pathlib.Path(os.environ.get("DATA_DIR") or repository / "data")
+    beside = repository if (repository / "fetch_data.sh").exists() else pathlib.Path()  # not into site-packages
+    root = pathlib.Path(os.environ.get("DATA_DIR") or beside / "data")
     for name, what in {
         "omniglot": "1,623 handwritten characters; 16 MB to download, 130 MB on disk",
         "miniimagenet": "100 classes of photos, from a copy of ImageNet or Mini-ImageNet that you have; 7 GB on disk",
