@@ -154,16 +154,10 @@ class RunFolder:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Adds a checkpoint and drops all but the newest few; raises UserError if the disk does not take it."""
-        arrays = {f"state/{name}": value for name, value in checkpoint.state.items()}
+        arrays: dict[str, Any] = {f"state/{name}": value for name, value in checkpoint.state.items()}
+        arrays |= {"iteration": checkpoint.iteration, "seconds": checkpoint.seconds, "history": checkpoint.history}
         content = io.BytesIO()
-        np.savez(
-            content,
-            iteration=checkpoint.iteration,
-            seconds=checkpoint.seconds,
-            history=checkpoint.history,
-            config=np.frombuffer(self._text.encode(), np.uint8),
-            **arrays,
-        )
+        np.savez(content, config=np.frombuffer(self._text.encode(), np.uint8), **arrays)
         with zipfile.ZipFile(content, "a") as archive:
             archive.comment = bytes(_DIGEST)  # its place
         body = content.getvalue()[:-_DIGEST]

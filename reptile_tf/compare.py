@@ -1,7 +1,9 @@
 """A comparison of a network with its model, on random batches, when the network is made."""
 
 import contextlib
+import functools
 import logging
+import operator
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -58,7 +60,7 @@ def compare(network: "Network") -> list[str]:
         for seed in range(BATCHES - 1):
             if (in_turn := _compare(network, seed, is_last=False)) is not None:
                 return in_turn
-        return _compare(network, BATCHES - 1, is_last=True)
+        return _compare(network, BATCHES - 1, is_last=True) or []
     except ModelError:
         raise
     except Exception as error:  # a model may raise anything
@@ -132,7 +134,7 @@ def _compare(network: "Network", seed: int, is_last: bool) -> list[str] | None:
             "tf.function around it, which keeps the weights that it was traced with"
         )
     for layer in model._flatten_layers():
-        alone = computing(lambda one, layer=layer: one is layer)
+        alone = computing(functools.partial(operator.is_, layer))
         if not _agree(alone(weights, *given), plain, rounding):
             raise ModelError(f"{layer.name}, a {type(layer).__name__}, would compute something else: please report it")
     raise ModelError(f"{model.name} would compute something else for several tasks at once: leave out stacked=True")
@@ -161,7 +163,7 @@ def not_differentiable_twice(network: "Network") -> list[str]:
 
 
 def _operations(network: "Network", weights: tf.Tensor, x: np.ndarray) -> list[Operation]:
-    return operations_of(network.model, lambda *given: network.call(*given, None)[0], weights, tf.constant(x))
+    return operations_of(network.model, lambda weights, x: network.call(weights, x, None)[0], weights, tf.constant(x))
 
 
 def _check_that_xla_compiles(
@@ -220,13 +222,13 @@ def _difference(ours: tf.Tensor, expected: tf.Tensor) -> float:
 
 
 def _agree(ours: Results, expected: Results, rounding: float) -> bool:
-    return all(same(*pair, rounding) for pair in zip(ours, expected, strict=True))
+    return all(same(a, b, rounding) for a, b in zip(ours, expected, strict=True))
 
 
 def _first_path(network: "Network", ours: Results, expected: Results, rounding: float) -> str:
     """The path of the first variable whose gradient differs."""
     parts = zip(network.trainable, network.unflatten(ours.gradient), network.unflatten(expected.gradient), strict=True)
-    return next((variable.path for variable, *pair in parts if not same(*pair, rounding)), "a weight")
+    return next((variable.path for variable, a, b in parts if not same(a, b, rounding)), "a weight")
 
 
 @contextlib.contextmanager

@@ -120,7 +120,7 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
         return [f"{theirs['problem']} there, {ours['problem']} here"]
     defaults = dataclasses.asdict(Settings())  # of what is newer than the run
     names = sorted(theirs["settings"].keys() | ours["settings"].keys())
-    pairs = {name: [c["settings"].get(name, defaults.get(name)) for c in (theirs, ours)] for name in names}
+    pairs = {name: tuple(c["settings"].get(name, defaults.get(name)) for c in (theirs, ours)) for name in names}
     differing = [f"{flag(name)} {a} there, {b} here" for name, (a, b) in pairs.items() if a != b]
     if "images" in theirs:
         pairs = {name: (theirs["images"].get(name), value) for name, value in ours["images"].items()}

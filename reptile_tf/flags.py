@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import textwrap
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags
@@ -13,7 +14,7 @@ from reptile_tf.errors import UserError
 from reptile_tf.problems import Problem
 from reptile_tf.settings import ALIASES, Settings, SettingsError, flag, renamed
 
-_DEFINE = {
+_DEFINE: dict[Any, Callable] = {
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
     bool: flags.DEFINE_boolean,

@@ -126,7 +126,7 @@ class Workers:
 
         That is a mistake's if any worker has made one, else the first failure's; LOST only tells of another's.
         """
-        culprit, code, deadline = None, 0, float("inf")
+        culprit, code, deadline = -1, 0, float("inf")
         running, told = True, False
         while running:
             running = None in [process.poll() for process in self.processes]
@@ -208,9 +208,10 @@ def launch(script: str, flags: Sequence[str], workers: int, restarts: int = 0) -
     """
     if not pathlib.Path(script).is_file():
         raise UserError(f"no script {script}: name one, such as run_omniglot.py")
-    asked, running = [], []
+    asked: list[int] = []
+    running: list[Workers] = []
 
-    def pass_on(number: int, _) -> None:
+    def pass_on(number: int, _: object) -> None:
         asked.append(signal.SIGTERM if number == signal.SIGHUP else number)
         for one in running:
             one.send(asked[-1] if len(asked) < 3 else signal.SIGKILL)

@@ -162,7 +162,7 @@ def idle_biases(model: keras.Model) -> list[keras.Layer]:
 
     Convolutions inside a subclassed model's `call` are in no graph that Keras knows, and keep their bias.
     """
-    followers: dict[int, list[keras.Operation | None]] = {}
+    followers: dict[int, list[Any]] = {}
     for part in model._flatten_layers():
         graph = getattr(part, "_functional", None) or part  # of a Sequential; a functional model is its own
         nodes = [node for level in getattr(graph, "_nodes_by_depth", {}).values() for node in level]

@@ -139,6 +139,6 @@ def restore(learner: MetaLearner, checkpoint: Checkpoint) -> None:
 def take_from_chief(learner: MetaLearner, iteration: int) -> int:
     """Sets all workers' learners to the chief's; returns its meta-iteration. Only the chief needs a checkpoint."""
     state = learner.state()
-    iteration, *values = learner.cluster.from_chief([np.array(iteration), *state.values()])
+    chiefs, *values = learner.cluster.from_chief([np.array(iteration), *state.values()])
     learner.restore(dict(zip(state, values, strict=True)))
-    return int(iteration)
+    return int(chiefs)

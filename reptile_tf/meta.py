@@ -204,9 +204,9 @@ class MetaLearner:
         self._outer.apply([gradient], [self.phi])
         if self.network.is_constrained:
             self.phi.assign(self.network.constrained(self.phi[tf.newaxis])[0])
-        moments, counts = iter(moments), iter(counts)
+        next_moment, next_count = iter(moments), iter(counts)
         for variable in self.inner_state:
-            variable.assign(next(moments if variable.shape.rank else counts))
+            variable.assign(next(next_moment if variable.shape.rank else next_count))
         norm = tf.norm(gradient)
         return norm, self._state.roll_back_unless_finite(before, norm)
 
@@ -232,9 +232,10 @@ class MetaLearner:
         """Makes compiled functions of the methods above: one where there is one worker, two around the exchange."""
         compiled = functools.partial(tf.function, jit_compile=self.network.stacked)
         if self.cluster.count == 1:
-            self._meta_iterations = compiled(self._meta_iterations)
+            self._meta_iterations = compiled(self._meta_iterations)  # type: ignore[method-assign]
         else:
-            self._adapt, self._outer_step = compiled(self._adapt), compiled(self._outer_step)
+            self._adapt = compiled(self._adapt)  # type: ignore[method-assign]
+            self._outer_step = compiled(self._outer_step)  # type: ignore[method-assign]
         self._compiled_gradients = compiled(
             lambda tasks: self._inner.run(self._meta_gradients_of, tasks, self.phi, self.inner_state)[0]
         )

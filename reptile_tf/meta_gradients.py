@@ -5,6 +5,7 @@ Each is a function of phi, an `Adaptation` that stands at phi, and its tasks; it
 
 from collections.abc import Callable, Collection
 
+import numpy as np
 import tensorflow as tf
 
 from reptile_tf.inner_loop import Adaptation
@@ -21,9 +22,9 @@ def reptile(phi: tf.Tensor, inner: Adaptation, tasks: Tasks) -> tf.Tensor:
 def foml(phi: tf.Tensor, inner: Adaptation, tasks: Tasks) -> tf.Tensor:
     """First-order MAML, U_{k-1}(phi) - U_k(phi): what the last minibatch alone does. Returns [stack, weight]."""
     del phi
-    _check_query(tasks)
+    query = _query_of(tasks)
     before = inner.adapt(tasks, tasks.minibatches)
-    return before - inner.adapt(tasks, tasks.query)
+    return before - inner.adapt(tasks, query)
 
 
 def maml(phi: tf.Tensor, inner: Adaptation, tasks: Tasks) -> tf.Tensor:
@@ -31,20 +32,21 @@ def maml(phi: tf.Tensor, inner: Adaptation, tasks: Tasks) -> tf.Tensor:
 
     The steps before it, all of k but one, are plain SGD (paper, section 5). Returns [stack, weight].
     """
-    _check_query(tasks)
+    query = _query_of(tasks)
     with tf.GradientTape() as tape:
         start = tf.broadcast_to(phi, inner.weights.shape)
         tape.watch(start)
         weights = start
         for step in range(tasks.minibatches.shape[1]):  # unrolled: XLA cannot differentiate a loop of unknown length
             weights = inner.sgd_step(weights, tasks, tasks.minibatches[:, step])
-        losses = inner.losses(weights, tasks, tasks.query[:, 0])
+        losses = inner.losses(weights, tasks, query[:, 0])
     return tf.convert_to_tensor(tape.gradient(losses, start))  # of a stack of one task it may come as slices
 
 
-def _check_query(tasks: Tasks) -> None:
+def _query_of(tasks: Tasks) -> np.ndarray:
     if isinstance(tasks.query, tuple):
         raise ValueError("MAML, first-order or not, needs a query minibatch: draw tasks with query=True")
+    return tasks.query
 
 
 def partial_sum(terms: Collection[int]) -> MetaGradient:

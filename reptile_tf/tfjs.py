@@ -132,7 +132,7 @@ def _name(variable: "keras.Variable") -> str:
 
 def _layers(model: "keras.Sequential") -> list[dict[str, Any]]:
     """The model's layers as TensorFlow.js reads them."""
-    configs = []
+    configs: list[dict[str, Any]] = []
     for layer in model.layers:
         kind, config = type(layer).__name__, layer.get_config()
         _check_layer(kind, config)

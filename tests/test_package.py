@@ -1,5 +1,6 @@
 """The package as pip builds and installs it, out of the files that git tracks, away from the checkout."""
 
+import ast
 import os
 import pathlib
 import shutil
@@ -28,6 +29,19 @@ for module in pkgutil.walk_packages(reptile_tf.__path__, "reptile_tf."):
     importlib.import_module(module.name)
     print(module.name)
 """
+
+
+def test_type_checkers_see_the_public_names_that_a_program_gets():
+    tree = ast.parse(pathlib.Path(reptile_tf.__file__).read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    homes = {
+        alias.asname: node.module.removeprefix("reptile_tf").removeprefix(".")
+        for node in block.body
+        for alias in node.names
+        if alias.asname == alias.name  # else it is none of the package's names
+    }
+    assert homes == reptile_tf._HOMES | dict.fromkeys(reptile_tf._MODULES, "")
+    assert sorted(homes) == reptile_tf.__all__
 
 
 @pytest.fixture(scope="module")

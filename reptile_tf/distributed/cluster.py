@@ -200,7 +200,7 @@ def _lost(where: Place, error: str) -> str:
     if found := re.search(rf"unhealthy[^/\n]*\n?((?:{job}[\s,]*)+)", error):
         jobs = re.findall(job, found[1])
     elif "CoordinationService" in error:  # which the chief has
-        jobs = where.jobs[:1]
+        jobs = list(where.jobs[:1])
     else:
         jobs = re.findall(rf"remote target ({job})", error)[:1]
     who = _names(where, [where.jobs.index(job) for job in jobs]) or f"another worker ({error.splitlines()[0]})"

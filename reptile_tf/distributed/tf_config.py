@@ -3,20 +3,21 @@
 TensorFlow aborts the process or waits indefinitely where this gives one line.
 """
 
+import dataclasses
 import errno
 import json
 import os
 import re
 import socket
 import time
-from typing import NamedTuple
 
 from reptile_tf.errors import ClusterError, UserError
 
 EXAMPLE = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
 
 
-class Place(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Place:
     """A process's place in its cluster.
 
     Attributes:
@@ -120,8 +121,9 @@ def meet(where: Place) -> None:
     try:
         listener = _listener(_port(where.addresses[where.index]))
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
         raise ClusterError(  # a launcher finds other ports
-            f"{where.name(where.index)} cannot use its port ({os.strerror(error.errno)}): another run may have it; "
+            f"{where.name(where.index)} cannot use its port ({reason}): another run may have it; "
             "end that or change TF_CONFIG"
         ) from error
     with listener:

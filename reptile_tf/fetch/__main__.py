@@ -1,6 +1,7 @@
 """The command line behind fetch_data.sh, which runs this file; it needs nothing but Python, and curl to download."""
 
 import argparse
+import io
 import os
 import pathlib
 import sys
@@ -70,5 +71,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # for paths in no known encoding, as stderr does
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for paths in no known encoding, as stderr does
     sys.exit(main())

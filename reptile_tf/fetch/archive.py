@@ -75,7 +75,8 @@ def checked_members(archive: zipfile.ZipFile, part: str) -> list[zipfile.ZipInfo
       FetchError: an entry is not a plain relative path below `part`, is neither a file nor a folder, is packed
         otherwise than stored or deflated, or clashes with another; or there are too many or too large ones.
     """
-    files, folders = {}, set()
+    files: dict[str, zipfile.ZipInfo] = {}
+    folders: set[str] = set()
     for entry in bounded(archive.infolist()):
         name = entry.filename
         steps = name.removesuffix("/").split("/")
@@ -178,6 +179,8 @@ def _curl(url: str, path: pathlib.Path, had: int, patience: float) -> tuple[int,
     how = f"--silent --show-error --no-buffer --fail --location --globoff --continue-at {had} {limits}"
     command = ["curl", *how.split(), "--url", url]
     with open(path, "ab") as file, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as curl:
+        assert curl.stdout is not None  # for type checkers: it is a pipe, and so is the next
+        assert curl.stderr is not None
         try:
             size = had
             while True:

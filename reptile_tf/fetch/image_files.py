@@ -81,7 +81,7 @@ def images_below(folder: pathlib.Path, way_out: str) -> list[Image]:
     return images
 
 
-def visible(folder: str | os.PathLike) -> list[os.DirEntry]:
+def visible(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
     """Lists a folder by name, without hidden files: leftovers of file managers, some of them called ._NAME.png."""
     with os.scandir(folder) as entries:
         return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)

@@ -124,7 +124,7 @@ def _parse(folder: str, content: bytes) -> Iterator[Image]:
     for line in content.decode("ascii", "replace").splitlines():
         match = re.fullmatch(rf"({wnid}_[0-9]{{1,9}}\.JPEG),([0-9]{{1,15}})-([0-9]{{1,15}})", line)
         first, last = (int(match[2]), int(match[3])) if match else (0, 0)
-        if not _BLOCK <= first < last <= first + image_files.MAX_BYTES:
+        if match is None or not _BLOCK <= first < last <= first + image_files.MAX_BYTES:
             raise FetchError(f"its list {folder}.csv has the line {line[:60]!r}, which names no image of {wnid}")
         yield Image(f"{folder}/{match[1]}", last - first, first)
 

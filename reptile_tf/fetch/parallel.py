@@ -32,7 +32,8 @@ def in_parallel(what: str, work: Callable[[_T], object], jobs: Sequence[_T], bef
     todo: queue.SimpleQueue[_T] = queue.SimpleQueue()
     for job in jobs:
         todo.put(job)
-    stop, done = threading.Event(), []
+    stop = threading.Event()
+    done: list[None] = []
 
     def worker() -> None:
         while not stop.is_set():

@@ -14,7 +14,7 @@ TRAINING_CHARACTERS = 1200  # of 1,623 (paper, section 6.1); the rest are for te
 
 
 def _preset(way: int, shots: int) -> dict[str, Any]:
-    common = {"shots": shots, "classes": way, "train_shots": 10, "eval_iters": 50}
+    common: dict[str, Any] = {"shots": shots, "classes": way, "train_shots": 10, "eval_iters": 50}
     common |= {"meta_step": 1.0, "meta_step_final": 0.0, "meta_batch": 5}
     if way == 5:
         inner = {"inner_batch": 10, "inner_iters": 5, "learning_rate": 1e-3, "meta_iters": 100_000, "eval_batch": 5}
