@@ -1,5 +1,5 @@
 # make train   sets up a virtual environment, gets Omniglot (or uses built-in glyphs) and trains for a few minutes
-# make test    sets up the same environment and runs the tests
+# make test    sets up the same environment and runs the quick tests; make test-all runs those marked slow, too
 # make faults  runs the tests of crashes, full disks, hostile files, wrong input and exactness at length
 # make gpu     runs the tests that need a GPU, and measures
 # make demo    builds the browser demo and serves it on this machine (PORT=8000); needs Node.js only
@@ -15,7 +15,7 @@ QUIETLY := --quiet --quiet --disable-pip-version-check
 # For what builds packages, too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: train test faults gpu lint bench demo clean
+.PHONY: train test test-all faults gpu lint bench demo clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=…")'
@@ -30,6 +30,9 @@ train: $(VENV)/installed
 	$(BIN)/python run_omniglot.py $(QUICK) --source $$source --checkpoint checkpoints/quick-start-$$source
 
 test: $(VENV)/installed
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
+
+test-all: $(VENV)/installed
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # What machines, users and strangers do to long runs, at length, in twenty minutes; the long run by itself, for its rate.
