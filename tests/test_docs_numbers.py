@@ -92,7 +92,9 @@ def printed(page):
         if block.startswith('python -c "'):
             done = subprocess.run([sys.executable, "-c", block[11:].rpartition('"')[0]], capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
-            lines += [[float(n) for n in re.findall(r"\d+\.?\d*(?=[\s,)%]|$)", line)] for line in done.stdout.split("\n")]
+            lines += [
+                [float(n) for n in re.findall(r"\d+\.?\d*(?=[\s,)%]|$)", line)] for line in done.stdout.split("\n")
+            ]
     return lines
 
 
