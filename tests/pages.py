@@ -26,7 +26,7 @@ def prose(text: str) -> str:
 
 def rows(text: str) -> list[list[str]]:
     """The rows of all tables, as cells."""
-    lines = [line for line in text.splitlines() if line.startswith("| ") or line.startswith("||")]
+    lines = [line for line in text.splitlines() if line.startswith(("| ", "||"))]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
