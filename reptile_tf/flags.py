@@ -93,7 +93,7 @@ def _help(
     values: flags.FlagValues, doc: str, presets: dict[str, dict[str, Any]], fields: list[dataclasses.Field]
 ) -> str:
     width = min(shutil.get_terminal_size().columns, 110)
-    lines = [doc.strip(), "", "Flags, with their defaults (--inner-iters and --inner_iters are the same):"]
+    lines = [doc.strip(), "", "Flags and their defaults (--inner-iters and --inner_iters are the same):"]
 
     def describe(name: str, text: str, default: Any) -> None:
         name = name.replace("_", "-")
@@ -101,9 +101,11 @@ def _help(
             lines.append(f"  --[no]{name}")
         else:
             lines.append(f"  --{name}" + ("" if default in ("", None) else f" ({default})"))
-        lines.extend(textwrap.wrap(text, width, initial_indent=" " * 8, subsequent_indent=" " * 8))
+        indent = " " * 8
+        lines.extend(textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False))
 
-    describe("preset", "the paper's setting to start from; a flag given beside it wins: " + ", ".join(presets), "")
+    names = ", ".join(presets)
+    describe("preset", f"start from one of the paper's settings; flags given beside it take precedence: {names}", "")
     group = None
     for field in fields:
         if field.metadata["group"] != group:
@@ -112,7 +114,7 @@ def _help(
         choices = field.metadata["choices"]
         text = field.metadata["help"] + (f" [{' | '.join(choices)}]" if choices else "")
         describe(field.name, text, values[field.name].default)
-    lines += ["", "Other names, the original's among them:"]
+    lines += ["", "Other names of these settings, some of them the original code's:"]
     for alias in ALIASES:
         describe(alias, values[alias].help, False)
     return "\n".join(lines)

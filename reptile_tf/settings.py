@@ -55,70 +55,75 @@ class Settings:
     """
 
     # fmt: off
-    source: str = _setting("raw", TASKS, "where the images come from", choices=("raw", "tfds", "glyphs"), fixed=True)
-    seed: int = _setting(0, TASKS, "seed of the split, the first weights and the tasks", low=0, high=2**64 - 1,
+    source: str = _setting("raw", TASKS, "source of the images: raw, the files in --data-dir; tfds, TensorFlow "
+                                            "Datasets; glyphs, built-in drawings that need no data",
+                         choices=("raw", "tfds", "glyphs"), fixed=True)
+    seed: int = _setting(0, TASKS, "seed of the split, the initial weights and the tasks", low=0, high=2**64 - 1,
                          fixed=True)
     split: str = _setting("", TASKS, "which classes to train, validate and test on: shares, as in 64,16,20; a file of "
                                      "the names to test on, one a line; with Omniglot, background: its evaluation "
                                      "alphabets to test on (default: as in the paper)", fixed=True)
-    classes: int = _setting(5, TASKS, "ways: classes of a task", low=2, fixed=True)
-    shots: int = _setting(5, TASKS, "images of each class to adapt to in evaluation (in training too, unless "
-                                    "--train-shots)", low=1, affects=RESULTS)
-    train_shots: int = _setting(0, TASKS, "images of each class of a training task (0: as --shots)", low=0)
+    classes: int = _setting(5, TASKS, "classes of a task: the N of N-way", low=2, fixed=True)
+    shots: int = _setting(5, TASKS, "images of each class to adapt to in evaluation (and in training, unless "
+                                    "--train-shots is given)", low=1, affects=RESULTS)
+    train_shots: int = _setting(0, TASKS, "images of each class in a training task (0: as many as --shots)", low=0)
     filters: int = _setting(64, TASKS, "channels of each convolution", low=1, high=1024, fixed=True)
 
-    inner_batch: int = _setting(5, INNER, "samples of a minibatch", low=1)
-    inner_iters: int = _setting(20, INNER, "optimizer steps on a task, k (1 with Reptile: joint training)", low=1)
-    replacement: bool = _setting(False, INNER, "draw each minibatch by itself instead of dealing out the shuffled task",
-                                 fixed=True)
-    learning_rate: float = _setting(1e-3, INNER, "of the inner optimizer", low=0, fixed=True)
-    inner_optimizer: str = _setting("adam", INNER, "adam: with beta_1 = 0, as the paper's", choices=("adam", "sgd"),
-                                    fixed=True)
+    inner_batch: int = _setting(5, INNER, "samples per minibatch", low=1)
+    inner_iters: int = _setting(20, INNER, "optimizer steps per task, k (k = 1 with Reptile is joint training)", low=1)
+    replacement: bool = _setting(False, INNER, "draw each minibatch independently instead of dealing out the shuffled "
+                                               "task", fixed=True)
+    learning_rate: float = _setting(1e-3, INNER, "learning rate of the inner optimizer", low=0, fixed=True)
+    inner_optimizer: str = _setting("adam", INNER, "optimizer of the inner loop; adam has beta_1 = 0, as in the paper",
+                                    choices=("adam", "sgd"), fixed=True)
     weight_decay: float = _setting(1.0, INNER, "factor on all weights before every step (1: none)", low=0, fixed=True)
     algorithm: str = _setting(None, INNER, "the meta-gradient: reptile (the default); foml, first-order MAML; maml, "
                                            "with second derivatives: the last of the --inner-iters minibatches is "
                                            "the query set, the others are steps of SGD (needs --inner-optimizer sgd); "
-                                           "partial-sum, of --gradients",
+                                           "partial-sum, the inner gradients that --gradients names",
                               choices=("reptile", "foml", "maml", "partial-sum"))
-    gradients: str = _setting("", INNER, "which of the k inner gradients a partial sum adds, as in 1,2 (all: Reptile; "
-                                         "k alone: first-order MAML)")
-    foml_tail: int = _setting(0, INNER, "with foml or maml: images of each class set aside as the last minibatch "
-                                        "(0: the last minibatch is dealt like the others)", low=0)
-    sequential: bool = _setting(False, INNER, "run the tasks of a meta-batch one after another, Adam's state passed "
-                                              "on, as the original does; else side by side, the states averaged")
+    gradients: str = _setting("", INNER, "numbers of the inner gradients in a partial sum, as in 1,2 (all k of them: "
+                                         "Reptile; k alone: first-order MAML)")
+    foml_tail: int = _setting(0, INNER, "with foml or maml: images of each class set aside for the last minibatch "
+                                        "(0: it is dealt like the others)", low=0)
+    sequential: bool = _setting(False, INNER, "run the tasks of a meta-batch one after another and pass Adam's state "
+                                              "on, as the original does; by default they run side by side and their "
+                                              "states are averaged")
 
-    meta_step: float = _setting(None, OUTER, "first step size of the outer step (0.1; with --meta-optimizer adam its "
+    meta_step: float = _setting(None, OUTER, "first outer step size (default 0.1; with --meta-optimizer adam its "
                                              "learning rate, 0.001)", low=0)
-    meta_step_final: float = _setting(None, OUTER, "last step size; linear in between (0.1; with --meta-optimizer adam "
-                                                   "as --meta-step)", low=0)
+    meta_step_final: float = _setting(None, OUTER, "last outer step size, reached linearly (default 0.1; with "
+                                                   "--meta-optimizer adam the same as --meta-step)", low=0)
     meta_batch: int = _setting(1, OUTER, "tasks per meta-iteration", low=1, high=10_000)
-    meta_iters: int = _setting(400_000, OUTER, "meta-iterations", low=1, high=10**9)
-    meta_optimizer: str = _setting("sgd", OUTER, "what applies the meta-gradient: sgd is the paper's interpolation",
+    meta_iters: int = _setting(400_000, OUTER, "number of meta-iterations", low=1, high=10**9)
+    meta_optimizer: str = _setting("sgd", OUTER, "optimizer of the outer step; sgd is the paper's interpolation",
                                    choices=("sgd", "adam"))
 
-    transductive: bool = _setting(False, EVALUATION, "classify all queries of a task in one batch")
-    eval_batch: int = _setting(5, EVALUATION, "samples of a minibatch in evaluation", low=1)
-    eval_iters: int = _setting(50, EVALUATION, "optimizer steps on a task in evaluation", low=0)
-    eval_samples: int = _setting(10_000, EVALUATION, "tasks of the final evaluation, for each set of classes", low=2,
+    transductive: bool = _setting(False, EVALUATION, "classify all queries of a task in one batch, instead of each in "
+                                                     "a batch with the support set")
+    eval_batch: int = _setting(5, EVALUATION, "samples per minibatch in evaluation", low=1)
+    eval_iters: int = _setting(50, EVALUATION, "optimizer steps per task in evaluation", low=0)
+    eval_samples: int = _setting(10_000, EVALUATION, "tasks in the final evaluation, for each set of classes", low=2,
                                 high=10**6)
     eval_interval: int = _setting(100, EVALUATION, "meta-iterations between validations on held-out classes",
                                   low=1)
-    eval_tasks: int = _setting(8, EVALUATION, "tasks of each validation", low=1, high=10**6)
+    eval_tasks: int = _setting(8, EVALUATION, "tasks per validation", low=1, high=10**6)
 
     checkpoint: str = _setting("model_checkpoint", RUNNING, "folder of the run: checkpoints, results, pictures",
                                affects=HOST)
-    pretrained: bool = _setting(False, RUNNING, "do not train: evaluate what is in --checkpoint")
-    data_dir: str = _setting("", RUNNING, "folder of the images (default: data/NAME; for tfds, its own default)",
+    pretrained: bool = _setting(False, RUNNING, "evaluate the network in --checkpoint instead of training")
+    data_dir: str = _setting("", RUNNING, "folder of the images (default: the data set's in data/; with tfds, its own)",
                              affects=HOST)
-    skip_bad_images: bool = _setting(False, RUNNING, "leave out files that are no images, instead of stopping at them",
+    skip_bad_images: bool = _setting(False, RUNNING, "leave out files that are not images, instead of stopping",
                                      affects=HOST)
     save_interval: int = _setting(1000, RUNNING, "meta-iterations between checkpoints", low=1)
-    mode: str = _setting("auto", RUNNING, "how tasks run side by side: branches of one graph on the cores of a CPU, or "
-                                          "stacked in one XLA program; auto: stacked on a GPU, else branches",
+    mode: str = _setting("auto", RUNNING, "how tasks run side by side: branches, each on a core of the CPU; stacked, in "
+                                          "one XLA program; auto: stacked on a GPU, otherwise branches",
                          choices=("auto", "branches", "stacked"))
-    device: str = _setting("auto", RUNNING, "where to run; auto: on a GPU if there is one, else on the CPU; gpu: stop "
-                                            "if there is none", choices=("auto", "cpu", "gpu"))
-    tf32: bool = _setting(False, RUNNING, "let a GPU round the factors of matrix products to TensorFloat-32, for speed")
+    device: str = _setting("auto", RUNNING, "where to run; auto: on a GPU if TensorFlow can use one, otherwise on the "
+                                            "CPU; gpu: stop if it cannot", choices=("auto", "cpu", "gpu"))
+    tf32: bool = _setting(False, RUNNING, "let a GPU round the factors of matrix products to TensorFloat-32: faster, but "
+                                          "less exact")
     # fmt: on
 
     def __post_init__(self):
