@@ -93,6 +93,8 @@ def _help(
     values: flags.FlagValues, doc: str, presets: dict[str, dict[str, Any]], fields: list[dataclasses.Field]
 ) -> str:
     width = min(shutil.get_terminal_size().columns, 110)
+    indent = " " * 8
+    wrapper = textwrap.TextWrapper(width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
     lines = [doc.strip(), "", "Flags and their defaults (--inner-iters and --inner_iters are the same):"]
 
     def describe(name: str, text: str, default: Any) -> None:
@@ -101,8 +103,7 @@ def _help(
             lines.append(f"  --[no]{name}")
         else:
             lines.append(f"  --{name}" + ("" if default in ("", None) else f" ({default})"))
-        indent = " " * 8
-        lines.extend(textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False))
+        lines.extend(wrapper.wrap(text))
 
     names = ", ".join(presets)
     describe("preset", f"start from one of the paper's settings; flags given beside it take precedence: {names}", "")

@@ -117,13 +117,13 @@ class Settings:
     skip_bad_images: bool = _setting(False, RUNNING, "leave out files that are not images, instead of stopping",
                                      affects=HOST)
     save_interval: int = _setting(1000, RUNNING, "meta-iterations between checkpoints", low=1)
-    mode: str = _setting("auto", RUNNING, "how tasks run side by side: branches, each on a core of the CPU; stacked, in "
-                                          "one XLA program; auto: stacked on a GPU, otherwise branches",
+    mode: str = _setting("auto", RUNNING, "how tasks run side by side: branches, each on a core of the CPU; stacked, "
+                                          "in one XLA program; auto: stacked on a GPU, otherwise branches",
                          choices=("auto", "branches", "stacked"))
     device: str = _setting("auto", RUNNING, "where to run; auto: on a GPU if TensorFlow can use one, otherwise on the "
                                             "CPU; gpu: stop if it cannot", choices=("auto", "cpu", "gpu"))
-    tf32: bool = _setting(False, RUNNING, "let a GPU round the factors of matrix products to TensorFloat-32: faster, but "
-                                          "less exact")
+    tf32: bool = _setting(False, RUNNING, "let a GPU round the factors of matrix products to TensorFloat-32: faster, "
+                                          "but less exact")
     # fmt: on
 
     def __post_init__(self):
