@@ -1,9 +1,10 @@
-"""Does it matter that Adam's moments pass from task to task inside a meta-batch?
+"""Does it matter that Adam's moments pass from task to task within a meta-batch?
 
 The original runs the tasks of a meta-batch one after another and never resets the inner Adam's second moments, so that
-each task begins with those of the one before. This package runs them side by side by default, all from the same
-moments, which are averaged afterwards; `--sequential` is the original's way. Both, with three seeds (of split, weights
-and tasks) each, on Omniglot 5-way 1-shot, annealed over 5,000 meta-iterations.
+each task starts from the moments that the previous one left. This package runs them side by side by default, all from
+the same moments, which are averaged afterwards; `--sequential` does what the original does. Both are trained on
+Omniglot 5-way 1-shot with three seeds (of split, weights and tasks), for 5,000 meta-iterations with the step size
+annealed to 0.
 
   python experiments/adam_order.py
 """

@@ -1,4 +1,4 @@
-"""What the experiments share: runs of run_omniglot.py, a core each, and what is made of their results."""
+"""Shared by the experiments: runs of run_omniglot.py, one per core, and tables and figures of their results."""
 
 import argparse
 import concurrent.futures
@@ -50,7 +50,7 @@ class Run(NamedTuple):
 
     @property
     def final(self) -> Accuracy:
-        """On test characters, in the way that the run's flags ask for."""
+        """On test characters; transductive if the run's flags ask for that."""
         return Accuracy(**self.results["test"])
 
     def curve(self, points: int = 10) -> Iterable[tuple[float, Accuracy]]:
@@ -59,27 +59,30 @@ class Run(NamedTuple):
 
 
 def parser(doc: str, name: str) -> argparse.ArgumentParser:
-    """The flags that all experiments have."""
+    """The flags that all experiments share."""
     made = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    made.add_argument("--out", type=pathlib.Path, default=HERE / "results", help="folder of the CSV and the picture")
+    made.add_argument("--out", type=pathlib.Path, default=HERE / "results", help="folder for the CSV and the figure")
     made.add_argument(
         "--runs",
         type=pathlib.Path,
         default=pathlib.Path("checkpoints") / name.replace("_", "-"),
-        help="folder of the runs; the same command goes on with what is there",
+        help="folder of the runs; finished ones are reused, unfinished ones resumed",
     )
     made.add_argument(
-        "--jobs", type=int, default=device.cores(), help="runs at a time, a core each (default: all cores)"
+        "--jobs",
+        type=int,
+        default=device.cores(),
+        help="runs at a time, one core each (default: all cores)",
     )
-    made.add_argument("--only", type=lambda names: names.split(","), help="these runs alone, by name: A,B,…")
-    made.epilog = "Any other flag goes to run_omniglot.py, in all runs: --data-dir, --source, --meta-iters, …"
+    made.add_argument("--only", type=lambda names: names.split(","), help="only the runs of these names: A,B,…")
+    made.epilog = "Any other flag is passed to run_omniglot.py in all runs: --data-dir, --source, --meta-iters, …"
     return made
 
 
 def main(doc: str, name: str, runs: dict[str, str], draw: Callable[[Figure, list[Run]], None]) -> int:
-    """Runs an experiment that is made of runs of run_omniglot.py alone; returns its exit code.
+    """Runs an experiment that consists of runs of run_omniglot.py only; returns its exit code.
 
     Args:
       doc: the script's docstring, for --help.
@@ -92,7 +95,7 @@ def main(doc: str, name: str, runs: dict[str, str], draw: Callable[[Figure, list
 
 
 def guarded(work: Callable[[], None]) -> int:
-    """Does the work; a user's mistake becomes a line and an exit code."""
+    """Does the work, and turns a user's mistake into one line and an exit code."""
     program = os.path.basename(sys.argv[0])
     show_progress()
     try:
@@ -106,7 +109,7 @@ def guarded(work: Callable[[], None]) -> int:
         print(f"{program}: {error.on_command_line}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; the same command goes on")
+        print("stopped; run the same command again to continue")
         return 130
     return 0
 

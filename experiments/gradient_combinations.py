@@ -1,13 +1,14 @@
 """Which inner gradients make a good meta-gradient (paper, section 6.1 and figure 3)?
 
 With SGD inside, a step on minibatch j moves the weights by -lr · g_j. First-order MAML sums only the last of the k
-gradients, Reptile all of them; here are ten combinations, on Omniglot 5-shot 5-way, minibatches that share no image.
+gradients, Reptile all of them. Here are ten combinations on Omniglot 5-shot 5-way, with minibatches that share no
+image.
 
   python experiments/gradient_combinations.py                         4,000 meta-iterations
   python experiments/gradient_combinations.py --meta-iters 40000 --runs checkpoints/combinations-40000 --out full
-                                                                      as in the paper; ten times as long
+                                                                      the paper's length; takes ten times as long
 
-What the paper shows: g1 alone learns nothing useful, and the more terms, the faster.
+The paper's finding: g1 alone learns nothing useful, and the more terms, the faster the learning.
 """
 
 import sys

@@ -1,16 +1,16 @@
 """Where the minibatches of the inner loop come from (paper, section 6.2 and figure 4 on first-order MAML).
 
-First-order MAML counts only the last minibatch. Is that drawn from the same shots as the others ("shared tail"), or
-from shots set aside ("separate tail", --foml-tail)? Are minibatches dealt out, so that they overlap only once the shots
-run out (here after five steps, four with a separate tail), or drawn with replacement? Final accuracy of both and of
-Reptile against the number of inner steps, on Omniglot 5-way 5-shot with ten shots to train on, minibatches of ten, Adam
-inside.
+In first-order MAML only the last minibatch counts. It is drawn from the same shots as the others ("shared tail"), or
+from shots set aside for it ("separate tail", --foml-tail). Minibatches are dealt out, so that they overlap only once
+the shots are used up (here after five steps, four with a separate tail), or drawn with replacement. This is the final
+accuracy of all four, and of Reptile, against the number of inner steps, on Omniglot 5-way 5-shot with ten training
+shots, minibatches of ten and Adam inside.
 
   python experiments/inner_minibatches.py                         1,000 meta-iterations: 18 runs, half an hour
   python experiments/inner_minibatches.py --meta-iters 100000 --runs checkpoints/minibatches-100000 --out full
                                                                   the length of the paper's other runs
 
-What the paper shows: with a shared tail first-order MAML falls far behind once its last minibatch has been seen before.
+The paper's finding: with a shared tail, first-order MAML falls far behind once it has seen its last minibatch before.
 """
 
 import sys

@@ -2,14 +2,15 @@
 
 The same network, tasks, inner SGD, outer Adam and evaluation for all, on Omniglot 5-way 1-shot:
 
-  maml        k steps, then the gradient of the loss on ten images set aside, through the steps (second derivatives)
-  fomaml      the same without second derivatives: the gradient where the steps have led
-  foml        the paper's first-order MAML without a query set: what the last of k minibatches does
-  reptile     what all k minibatches do
-  joint       k = 1: what Reptile and foml then are
+  maml        k steps, then the gradient of the loss on ten images set aside, taken through the steps (second
+              derivatives)
+  fomaml      the same without second derivatives: the gradient at the adapted weights
+  foml        the paper's first-order MAML without a query set: only the step on the last of k minibatches counts
+  reptile     the steps on all k minibatches count
+  joint       joint training, which Reptile and foml are with k = 1
 
-First each is trained for 400 meta-iterations; then, nothing else running, its time, memory and update are measured in a
-process of its own. Accuracy against wall time is accuracy against meta-iterations times the time of one.
+Each is trained for 400 meta-iterations. Then, with nothing else running, its time, memory and update are measured in a
+process of its own. The figure's wall time is the number of meta-iterations times the measured time of one.
 
   python experiments/maml.py
 """
@@ -215,7 +216,7 @@ def draw(figure: Figure, runs: list[common.Run], rows: list[dict[str, Any]]) -> 
 def main() -> int:
     """Reads the command line; returns the exit code."""
     parser = common.parser(__doc__, "maml")
-    parser.add_argument("--seconds", type=float, default=8.0, help="how long the time of each setting is measured")
+    parser.add_argument("--seconds", type=float, default=8.0, help="how long to measure the time of each setting")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     arguments, extra = parser.parse_known_args()
     if arguments.measure:

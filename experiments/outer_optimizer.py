@@ -1,8 +1,8 @@
-"""What applies the meta-gradient: the paper's interpolation, or Adam (the blog post's alternative).
+"""The outer optimizer: the paper's interpolation, or Adam (the blog post's alternative).
 
-Plain interpolation, phi ← phi + eps · mean(W - phi), is a step of SGD on the meta-gradient phi - W. Both with the same
-budget of meta-iterations and tasks on Omniglot 5-way 1-shot; both step sizes are annealed to 0, interpolation's from 1
-(the paper's) and Adam's from 0.001 and from 0.003.
+Plain interpolation, phi ← phi + eps · mean(W - phi), is a step of SGD on the meta-gradient phi - W. Both have the
+same budget of meta-iterations and tasks on Omniglot 5-way 1-shot. The step size is annealed to 0, from 1 for
+interpolation (as in the paper), and from 0.001 and 0.003 for Adam.
 
   python experiments/outer_optimizer.py
 """

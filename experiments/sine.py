@@ -4,12 +4,12 @@ A task is a wave y = A · sin(x + phase), A in [0.1, 5], phase in [0, 2π), on 5
 1-64-64-1 tanh perceptron. The inner loop is one pass over the 50 points in minibatches of ten, by SGD on the mean
 squared error; 30,000 meta-iterations, step size 0.1 → 0. A test fits ten fixed points of a new wave in 32 steps.
 
-  python experiments/sine.py              trains, tests on 1,000 new waves, draws; about a minute and a half
-  python experiments/sine.py --watch      the picture is drawn anew every 1,000 meta-iterations
+  python experiments/sine.py              trains, tests on 1,000 new waves, draws the figure; about a minute and a half
+  python experiments/sine.py --watch      redraws the figure every 1,000 meta-iterations
 
 Neither tasks nor loss are the library's own: `reptile_tf.meta_train` takes any sampler of tasks and any loss.
-Beside Reptile stand the same network trained jointly (k = 1: one step on each task, which learns the mean of all waves)
-and untrained.
+For comparison the same network is trained jointly (k = 1: one step on each task, which learns the mean of all waves),
+and left untrained.
 """
 
 import argparse
@@ -192,10 +192,10 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--meta-iters", type=int, default=30_000)
-    parser.add_argument("--tasks", type=int, default=1000, help="new waves to test on")
+    parser.add_argument("--tasks", type=int, default=1000, help="number of new waves to test on")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--watch", action="store_true", help="draw the picture anew while it learns")
-    parser.add_argument("--out", type=pathlib.Path, default=common.HERE / "results", help="folder of CSV and picture")
+    parser.add_argument("--watch", action="store_true", help="redraw the figure during training")
+    parser.add_argument("--out", type=pathlib.Path, default=common.HERE / "results", help="folder for CSV and figure")
     parser.add_argument(
         "--runs",
         type=pathlib.Path,

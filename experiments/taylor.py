@@ -1,18 +1,19 @@
 """The paper's Taylor analysis in numbers (section 5.1): what each algorithm's expected meta-gradient consists of.
 
-With SGD of learning rate a inside, minibatches i.i.d. within a task and gradients averaged over them, up to O(a²):
+The inner optimizer is SGD with learning rate a. With minibatches i.i.d. within a task, whose gradients are averaged,
+and up to O(a²):
 
   MAML              AvgGrad - 2(k-1)a · AvgGradInner
   first-order MAML  AvgGrad - (k-1)a · AvgGradInner
   Reptile / a       k · AvgGrad - ½k(k-1)a · AvgGradInner
 
-AvgGrad = E[g'_1] leads to the minimum of all tasks' expected loss; AvgGradInner = E[H'_2 g'_1] raises the inner product
-of gradients of different minibatches of a task. A task here is a sine wave of which two minibatches exist, the network
-is a small tanh perceptron in float64. All 2^k sequences of minibatches are taken, so that the expectations are exact
-over the tasks drawn; the meta-gradients are the package's own. They are fitted to the two terms by least squares: the
-coefficient of AvgGradInner, divided by a, tends to the theory's as a does to 0.
+AvgGrad = E[g'_1] points to the minimum of the expected loss over tasks; AvgGradInner = E[H'_2 g'_1] increases the
+inner product between gradients of different minibatches of a task. Here a task is a sine wave with two minibatches, and
+the network is a small tanh perceptron in float64. All 2^k sequences of minibatches are computed, so the expectations
+are exact over the drawn tasks. The package's own meta-gradients are fitted by the two terms (least squares); as a tends
+to 0, the coefficient of AvgGradInner, divided by a, tends to the one in the formulas.
 
-  python experiments/taylor.py        under two minutes
+  python experiments/taylor.py        takes less than two minutes
 """
 
 import argparse
@@ -190,7 +191,7 @@ def main() -> int:
     )
     parser.add_argument("--tasks", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=pathlib.Path, default=common.HERE / "results", help="folder of CSV and picture")
+    parser.add_argument("--out", type=pathlib.Path, default=common.HERE / "results", help="folder for CSV and figure")
     arguments = parser.parse_args()
     if arguments.tasks < 1 or not 0 <= arguments.seed < 2**32:
         parser.error("--tasks must be at least 1, --seed from 0 to 2**32 - 1")

@@ -8,7 +8,7 @@
 /** Something wrong with the model's files; the message is for the visitor. */
 export class ModelError extends Error {}
 
-const EXPORT_AGAIN = 'write it anew: python -m reptile_tf.tfjs --checkpoint DIR --out demo/model';
+const EXPORT_AGAIN = 'export it again: python -m reptile_tf.tfjs --checkpoint DIR --out demo/model';
 
 /** A function from the name of a file in the folder at `base` to its bytes. */
 export function fetchingFrom(base) {
@@ -17,7 +17,7 @@ export function fetchingFrom(base) {
     try {
       response = await fetch(base + name);
     } catch {
-      throw new ModelError(`The model file ${name} cannot be fetched: the server of this page does not answer.`);
+      throw new ModelError(`The model file ${name} cannot be loaded: the server of this page does not respond.`);
     }
     if (!response.ok) {
       throw new ModelError(`The model file ${name} is missing (HTTP ${response.status}); ${EXPORT_AGAIN}`);

@@ -22,7 +22,7 @@ worker.onmessage = ({ data }) => {
   if (data.answer) show(data.answer);
   if (data.error) complain(data.error);
 };
-worker.onerror = (event) => complain(`The page's worker does not run: ${event.message ?? 'worker.js is missing'}`);
+worker.onerror = (event) => complain(`The page’s worker could not start: ${event.message ?? 'worker.js is missing'}`);
 
 at('input').append(input.canvas);
 testing.add(input);
