@@ -1,17 +1,20 @@
 """A learner's network after it has learned one task from a few examples."""
 
+import contextlib
 import copy
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from reptile_tf import checks, layers
+from reptile_tf import checks, heads, layers
 from reptile_tf.examine import PlainCall, random_batch, same
 from reptile_tf.inner_loop import Adaptation, InnerLoop
-from reptile_tf.network import Network
+from reptile_tf.network import Network, cross_entropy
+from reptile_tf.origin import Origin
 from reptile_tf.state import NotFiniteError
 from reptile_tf.tasks import EVALUATION, Tasks, deal_minibatches, generator, seed_of
 
@@ -19,15 +22,53 @@ if TYPE_CHECKING:
     from reptile_tf.meta import MetaLearner
 
 
+class Support(NamedTuple):
+    """A checked support set.
+
+    Attributes:
+      x: [sample, ...] inputs before scaling.
+      y: [sample] their classes, counted from 0; or the targets of a loss of the user's own.
+      labels: [class] the label of each class, in order; None with a loss of the user's own.
+      outputs: how many the network needs: its own, or more if there are more classes.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    labels: np.ndarray | None
+    outputs: int
+
+    @classmethod
+    def of(cls, learner: "MetaLearner", x: np.ndarray, y: Sequence) -> "Support":
+        """See `MetaLearner.adapt`."""
+        network = learner.network
+        x, y = np.asarray(x), np.asarray(y)
+        outputs = network.facts.output_shape[-1]
+        if not len(x):
+            raise ValueError("adapt needs a sample of each class")
+        checks.inputs(network, x.shape[1:])
+        learner.origin.check(x)
+        if network.loss is not cross_entropy:
+            return cls(x, y, None, outputs)
+        labels, y = np.unique(checks.names(y, len(x), outputs), return_inverse=True)
+        if len(labels) < 2:
+            raise ValueError(f"all labels are {labels[0]}: give examples of two classes or more")
+        return cls(x, y.astype(np.int32), labels, max(len(labels), outputs))
+
+
 class Adapter:
     """Adapts a learner to one task at a time, by programs that are compiled once for support sets of any size.
 
     Args:
       learner: read at every call, never changed.
+      outputs: of the network; more than the learner's are added as `heads` says.
     """
 
-    def __init__(self, learner: "MetaLearner"):
-        self.network = learner.network.unstacked()
+    def __init__(self, learner: "MetaLearner", outputs: int):
+        network = learner.network
+        if outputs == network.facts.output_shape[-1]:
+            self.network = network.unstacked()
+        else:
+            self.network = Network(heads.resized(learner.model, outputs), network.loss, network.scale)
         self._learner = learner
         self._inner = InnerLoop(self.network, learner.inner_optimizer, weight_decay=learner.weight_decay)
         self._programs: dict[tuple, tf.types.experimental.PolymorphicFunction] = {}
@@ -35,24 +76,25 @@ class Adapter:
         weights = tf.TensorSpec([1, None], self.network.dtype)
         self.predictions = tf.function(self.network.predictions, input_signature=[weights, self._inputs, self._inputs])
 
-    def adapt(self, x: np.ndarray, y: np.ndarray, steps: int, batch: int, seed: int) -> "Adapted":
+    def adapt(self, support: Support, steps: int, batch: int, replacement: bool, seed: int) -> "Adapted":
         """See `MetaLearner.adapt`."""
-        x, y = np.asarray(x), np.asarray(y)
-        if not len(x) or batch < 1 or steps < 0 or seed < 0:
-            raise ValueError("adapt needs a sample, batch of at least 1, and steps and seed of at least 0")
+        if batch < 1 or steps < 0 or seed < 0:
+            raise ValueError("adapt needs a batch of at least 1, and steps and seed of at least 0")
+        x, y = support.x, support.y
         rng = generator(seed, EVALUATION, 0, 0)
-        dealt = deal_minibatches(len(x), batch, steps, False, rng)
+        dealt = deal_minibatches(len(x), batch, steps, replacement, rng)
         seeds = seed_of(rng)[np.newaxis] if self.network.facts.random else ()
         task = checks.tasks(self.network, Tasks(x[np.newaxis], y[np.newaxis], dealt[np.newaxis], seed=seeds))
         x = x.astype(self.network.raw_dtype.as_numpy_dtype)
+        start = heads.start(self._learner, self.network)
         with self.network.compiling():
-            weights = self._program(task)(task._replace(x=x[np.newaxis]))[0].numpy()
+            weights = self._program(task)(task._replace(x=x[np.newaxis]), *start)[0].numpy()
         if not np.isfinite(weights).all():
             raise NotFiniteError(["adapted weights"])
-        return Adapted(self, weights, x)
+        return Adapted(self, weights, x, support.labels, self._learner.origin)
 
     def _program(self, task: Tasks) -> tf.types.experimental.PolymorphicFunction:
-        """The compiled adaptation to a task of targets of this kind."""
+        """The compiled adaptation to a task of targets of this kind, from a start as `heads.start` gives it."""
         kind = task.y.dtype, task.y.shape[2:]
         if kind not in self._programs:
             signature = Tasks(
@@ -61,30 +103,38 @@ class Adapter:
                 tf.TensorSpec([1, None, None], tf.int32),
                 seed=tf.TensorSpec([1, 2], tf.int32) if self.network.facts.random else (),
             )
-            self._programs[kind] = tf.function(self._adapted_weights, input_signature=[signature])
+            phi = tf.TensorSpec([self.network.size], self.network.dtype)
+            state = [tf.TensorSpec(v.shape, v.dtype) for v in self._inner.initial_state()]
+            self._programs[kind] = tf.function(self._adapted_weights, input_signature=[signature, phi, state])
         return self._programs[kind]
 
-    def _adapted_weights(self, task: Tasks) -> tf.Tensor:
+    def _adapted_weights(self, task: Tasks, phi: tf.Tensor, state: list[tf.Tensor]) -> tf.Tensor:
         def adapted(adaptation: Adaptation, task: Tasks) -> tf.Tensor:
             return adaptation.adapt(task, task.minibatches)
 
-        return self._inner.run(adapted, task, self._learner.phi, self._learner.inner_state)[0]
+        return self._inner.run(adapted, task, phi, state)[0]
 
 
 class Adapted:
     """What `MetaLearner.adapt` gives: it classifies new inputs as the paper's evaluation does.
 
     Attributes:
+      labels: [class] those of the support set, sorted; None with a loss of the user's own.
       weights: floatx [weight], the network's trainable weights after the adaptation.
+      origin: the learner's.
     """
 
-    def __init__(self, adapter: Adapter, weights: np.ndarray, support_x: np.ndarray):
+    def __init__(
+        self, adapter: Adapter, weights: np.ndarray, support_x: np.ndarray, labels: np.ndarray | None, origin: Origin
+    ):
         self._adapter = adapter
         self._support_x = support_x
+        self.labels = labels
         self.weights = weights
+        self.origin = origin
 
     def outputs(self, x: np.ndarray, *, transductive: bool = False) -> np.ndarray:
-        """The network's outputs (logits) for new inputs, floatx [query, ...].
+        """The network's outputs (logits) for new inputs, floatx [query, class] in the order of `labels`.
 
         Args:
           x: [query, ...] before scaling, as `adapt` takes them.
@@ -92,30 +142,45 @@ class Adapted:
             batch with the whole support set.
 
         Raises:
-          ValueError: inputs of another shape than the model's.
+          ValueError: inputs of another shape or range than the training images'.
         """
         network = self._adapter.network
-        checks.inputs(network, np.shape(x)[1:])
-        x = np.asarray(x, network.raw_dtype.as_numpy_dtype)
+        x = np.asarray(x)
+        checks.inputs(network, x.shape[1:])
+        self.origin.check(x)
+        x = x.astype(network.raw_dtype.as_numpy_dtype)
         stacks = (array[np.newaxis] for array in (self.weights, self._support_x, x))
-        return self._adapter.predictions(*stacks)[transductive][0].numpy()
+        outputs = self._adapter.predictions(*stacks)[transductive][0].numpy()
+        return outputs if self.labels is None else outputs[..., : len(self.labels)]
 
     def predict(self, x: np.ndarray, *, transductive: bool = False) -> np.ndarray:
-        """The labels of new inputs, int [query]: of the largest output each. Arguments and errors: see `outputs`."""
-        return self.outputs(x, transductive=transductive).argmax(-1)
+        """The labels of new inputs, [query], of the largest output each. Arguments and errors: see `outputs`.
+
+        With a loss of the user's own, the number of that output.
+        """
+        best = self.outputs(x, transductive=transductive).argmax(-1)
+        return best if self.labels is None else self.labels[best]
+
+    def probabilities(self, x: np.ndarray, *, transductive: bool = False) -> np.ndarray:
+        """The probability of each class, floatx [query, class] in the order of `labels`; see `outputs`."""
+        return tf.nn.softmax(self.outputs(x, transductive=transductive)).numpy()
 
     def model(self) -> keras.Model:
         """A Keras model with weights of its own, the adapted ones, whose ordinary `predict` needs no support set.
 
-        It takes inputs after scaling. The moving averages of its batch norms are the statistics of the support set;
-        called with training=True it uses the batch at hand, as the evaluation does. Where Keras cannot rebuild the
-        learner's model, this one computes by its layers, and cannot be saved.
+        It takes inputs after scaling and gives logits in the order of `labels`, one for each class. The moving averages
+        of its batch norms are the statistics of the support set; called with training=True it uses the batch at hand,
+        as the evaluation does. Where Keras cannot rebuild the learner's model, this one computes by its layers, and
+        cannot be saved; where that does not end in a dense layer, further outputs may follow those of `labels`.
         """
         network = self._adapter.network
         model = _copy(network)
         for variable, value in zip(model.trainable_variables, network.unflatten(self.weights), strict=True):
             variable.assign(value)
         _set_moving_averages(model, network, network.scaled(tf.constant(self._support_x)))
+        if self.labels is not None and len(self.labels) < network.facts.output_shape[-1]:
+            with contextlib.suppress(ValueError):  # no dense layer at its end
+                model = heads.resized(model, len(self.labels))
         return model
 
 

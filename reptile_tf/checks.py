@@ -133,6 +133,21 @@ def labels(y: np.ndarray, ways: int) -> np.ndarray:
     return y if y.dtype == np.int32 else y.astype(np.int32)
 
 
+def names(y: np.ndarray, samples: int, ways: int) -> np.ndarray:
+    """The labels of a support set, names or whole numbers [sample]; raises ValueError for what is neither."""
+    if y.ndim == 2 and y.shape[-1] == ways:
+        raise ValueError("labels must be one a sample, not one-hot rows: give labels.argmax(-1)")
+    if y.shape != (samples,):
+        raise ValueError(f"{samples} inputs need as many labels, not {list(y.shape)}")
+    if y.dtype.kind == "O" and all(isinstance(label, str) for label in y):
+        y = y.astype(str)
+    if y.dtype.kind == "f" and not (whole := np.isfinite(y) & (y == np.round(y))).all():
+        raise ValueError(f"labels must be names or whole numbers: {y[~whole][0]} is neither")
+    if y.dtype.kind not in "iufbU":
+        raise ValueError(f"labels must be names or whole numbers, not {y.dtype}")
+    return y
+
+
 def classifier(model: keras.Model, image: tuple[int, ...], way: int) -> None:
     """Raises UserError unless the model takes such images and gives one logit for each of so many ways."""
     # Keras lets other sizes pass that come out the same behind the convolutions. A subclassed model says no shape.

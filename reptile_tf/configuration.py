@@ -4,8 +4,9 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
-from reptile_tf import files, problems
+from reptile_tf import files, origin, problems
 from reptile_tf.errors import UserError
+from reptile_tf.origin import Origin
 from reptile_tf.settings import ALIASES, Settings, SettingsError, flag, renamed
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def of_run(
         "evaluation": kept,
         "images": preparation,
         "loss": _name_of(loss),
+        "pixels": origin.pixels(images),
         **_network(model),
         "split": {part: list(classes.names) for part, classes in split.items()},
     }
@@ -85,6 +87,8 @@ def of_learner(learner: "MetaLearner") -> dict[str, Any]:
             "weight_decay": learner.weight_decay,
         },
         "images": {"scale": learner.network.scale},
+        "evaluation": learner.origin.evaluation(),
+        "pixels": learner.origin.pixels(),
         **_network(learner.model),
         "split": {},
     }
@@ -174,6 +178,19 @@ def _name_of(loss: "Loss | None") -> str | None:
     from reptile_tf.network import cross_entropy
 
     return None if loss in (None, cross_entropy) else getattr(loss, "__name__", type(loss).__name__)
+
+
+def origin_of(config: dict[str, Any]) -> Origin:
+    """How the run adapts to new tasks, and what its images were like."""
+    pixels = config.get("pixels")
+    if pixels is None:  # of earlier versions
+        kinds = {"omniglot": {"white": 1, "paper": 1}, "miniimagenet": {"white": 255}}
+        pixels = kinds.get(config["problem"], {})
+    if "learner" in config:
+        evaluation = config.get("evaluation", Origin().evaluation())
+        names = zip(("steps", "batch", "replacement"), ("eval_iters", "eval_batch", "replacement"), strict=True)
+        return Origin(**{ours: evaluation[theirs] for ours, theirs in names}, **pixels)
+    return Origin.of_run(settings_of(config), pixels)
 
 
 def network_of(config: dict[str, Any], model: "keras.Model | None" = None) -> "keras.Model":

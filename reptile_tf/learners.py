@@ -38,6 +38,7 @@ def load(path: str | pathlib.Path, model: keras.Model | None = None, loss: Loss 
         else:
             loss = configuration.loss_of(config, loss)
             learner = make_learner(model, settings, configuration.scale_of(config), loss=loss)
+        learner.origin = configuration.origin_of(config)
     except UserError as error:
         raise UserError(f"{folder.path}: {error.on_command_line}") from error
     restore_from(folder, learner)

@@ -19,11 +19,12 @@ import numpy as np
 import tensorflow as tf
 
 from reptile_tf import checks
-from reptile_tf.adapted import Adapted, Adapter
+from reptile_tf.adapted import Adapted, Adapter, Support
 from reptile_tf.distributed.cluster import ALONE, Cluster
 from reptile_tf.inner_loop import Adaptation, InnerLoop, copy_of
 from reptile_tf.meta_gradients import MetaGradient, reptile
 from reptile_tf.network import Loss, Network, cross_entropy
+from reptile_tf.origin import Origin
 from reptile_tf.state import NotFiniteError, State
 from reptile_tf.tasks import Tasks
 
@@ -54,6 +55,7 @@ class MetaLearner:
     Attributes:
       phi: floatx variable [weight].
       inner_state: variables, the inner optimizer's state ([weight] or scalar each).
+      origin: what its run says of adapting to new tasks and of its images; a run's folder and `meta_train` set it.
       share: first and count of the tasks of a meta-batch that `step` takes here. A worker without a task of its own
         (count 0) takes one all the same, which does not count: it would only wait for the others.
 
@@ -90,6 +92,8 @@ class MetaLearner:
         self.share = cluster.share(meta_batch)
         self._weight = self.share[1] / meta_batch  # of this worker in the sums
         self.meta_gradient = meta_gradient
+        self.origin = Origin()
+        self._adapters: dict[int, Adapter] = {}
         side_by_side = max(self.share[1], 1)
         self._count = None if sequential else side_by_side
         self._inner = InnerLoop(
@@ -240,14 +244,27 @@ class MetaLearner:
             lambda tasks: self._inner.run(self._meta_gradients_of, tasks, self.phi, self.inner_state)[0]
         )
 
-    def adapt(self, x: np.ndarray, y: np.ndarray, *, steps: int = 50, batch: int = 5, seed: int = 0) -> Adapted:
+    def adapt(
+        self,
+        x: np.ndarray,
+        y: Sequence,
+        *,
+        steps: int | None = None,
+        batch: int | None = None,
+        replacement: bool | None = None,
+        seed: int = 0,
+    ) -> Adapted:
         """Learns one new task from phi and the trained moments; the learner stays as it is.
+
+        What is None is as in the evaluation of the learner's run (see `origin`), or else 50 steps on minibatches of 5.
 
         Args:
           x: [sample, ...] the support set's inputs before scaling (uint8 images, say).
-          y: [sample] their targets; integer labels from 0 for a classifier.
+          y: [sample] their labels: whole numbers or names, of any number of classes from 2. With a loss of one's own,
+            the targets that it takes.
           steps: inner optimizer steps.
           batch: samples of a minibatch, dealt as in training.
+          replacement: draw each minibatch by itself.
           seed: of the dealing, and of random layers.
 
         Returns:
@@ -255,13 +272,20 @@ class MetaLearner:
 
         Raises:
           NotFiniteError: the adapted weights are not finite.
-          ValueError: inputs of another shape than the model's, or labels that it has no output for.
+          ValueError: inputs of another shape or range than the training images'; labels of a single class; more
+            classes than outputs, where the model does not end in a dense layer.
         """
-        return self._adapter.adapt(x, y, steps, batch, seed)
-
-    @functools.cached_property
-    def _adapter(self) -> Adapter:
-        return Adapter(self)
+        task = Support.of(self, x, y)
+        if task.outputs not in self._adapters:
+            self._adapters[task.outputs] = Adapter(self, task.outputs)
+        origin = self.origin
+        return self._adapters[task.outputs].adapt(
+            task,
+            origin.steps if steps is None else steps,
+            origin.batch if batch is None else batch,
+            origin.replacement if replacement is None else replacement,
+            seed,
+        )
 
     def update_model(self) -> keras.Model:
         """Writes phi into the model's weights and returns the model."""

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from reptile_tf import checks, configuration, evaluate, events, feed, tasks
+from reptile_tf import checks, configuration, evaluate, events, feed, origin, tasks
 from reptile_tf.checkpoint import Checkpoint, RunFolder
 from reptile_tf.data.image_classes import ImageClasses
 from reptile_tf.distributed.cluster import ALONE, Cluster
@@ -20,6 +20,7 @@ from reptile_tf.evaluate import Accuracy, Evaluator
 from reptile_tf.learners import make_learner, restore, take_from_chief
 from reptile_tf.meta import MetaLearner
 from reptile_tf.network import Loss, cross_entropy
+from reptile_tf.origin import Origin
 from reptile_tf.progress import Progress, log
 from reptile_tf.settings import Settings
 from reptile_tf.state import NotFiniteError
@@ -89,6 +90,7 @@ def meta_train(
     """
     given = classes if isinstance(classes, ImageClasses) else None
     learner = make_learner(model, settings, given.scale if given else 1.0, stacked, cluster, loss)
+    learner.origin = Origin.of_run(settings, origin.pixels(given))
     folder = folder if cluster.is_chief else None
     split, images, sampler = {}, None, classes
     if given:

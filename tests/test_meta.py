@@ -334,9 +334,10 @@ def test_adapting_to_support_sets_of_any_size_is_compiled_once(small_model, glyp
             glyphs.images[:size], labels if size == 4 else list(map(float, labels)), steps=steps, batch=size // 2
         )
         few.predict(glyphs.images[:size])
-    (program,) = one._adapter._programs.values()
+    (adapter,) = one._adapters.values()
+    (program,) = adapter._programs.values()
     assert program.experimental_get_tracing_count() == 1
-    assert one._adapter.predictions.experimental_get_tracing_count() == 1
+    assert adapter.predictions.experimental_get_tracing_count() == 1
 
 
 # --- state -------------------------------------------------------------------------------------------------------
