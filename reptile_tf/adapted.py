@@ -2,7 +2,11 @@
 
 import contextlib
 import copy
+import json
+import os
+import pathlib
 import warnings
+import zipfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from reptile_tf import checks, heads, layers
+from reptile_tf import checks, files, heads, layers
 from reptile_tf.examine import PlainCall, random_batch, same
 from reptile_tf.inner_loop import Adaptation, InnerLoop
 from reptile_tf.network import Network, cross_entropy
@@ -182,6 +186,27 @@ class Adapted:
             with contextlib.suppress(ValueError):  # no dense layer at its end
                 model = heads.resized(model, len(self.labels))
         return model
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes `model()` into a .keras file, which Keras loads, and the browser demo too.
+
+        In it, beside what Keras wants, classifier.json says the labels, and what inputs are multiplied by.
+
+        Raises:
+          ValueError: the name does not end in .keras; Keras cannot rebuild the learner's model.
+          UserError: the file cannot be written.
+        """
+        if pathlib.Path(path).suffix != ".keras":
+            raise ValueError(f"the name of a saved classifier must end in .keras, not {str(path)!r}")
+        model = self.model()
+        if isinstance(model, _WithOwnWeights):
+            raise ValueError("Keras cannot rebuild the learner's model: keep the support set, and adapt to it again")
+        labels = None if self.labels is None else self.labels.tolist()
+        said = {"labels": labels, "scale": self._adapter.network.scale} | self.origin.pixels()
+        with files.replacing(path) as part:
+            model.save(part)
+            with zipfile.ZipFile(part, "a") as archive:
+                archive.writestr(zipfile.ZipInfo("classifier.json"), json.dumps(said))
 
 
 def _copy(network: Network) -> keras.Model:

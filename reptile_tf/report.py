@@ -1,100 +1,112 @@
-"""What an evaluation says of single classes and tasks: as JSON, and as pictures."""
+"""What `classify` saw and said, as one HTML file that needs nothing else."""
 
-import pathlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import base64
+import html
+import io
+import os
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import tensorflow as tf
+from PIL import Image, ImageOps
 
-from reptile_tf import plots
-from reptile_tf.data.image_classes import ImageClasses
-from reptile_tf.evaluate import Answers, Evaluator
-from reptile_tf.tasks import EvalTasks
+from reptile_tf.origin import TWO_VALUES
 
-WORST_TASKS = 3
-MOST_CLASSES = 25  # of a confusion matrix that can be read
+_THUMBNAIL = 200  # pixels
+_MOST_BARS = 6  # classes shown for a query
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1f2328; --quiet: #667085; --line: #d0d5dd; --best: #0072b2; --rest: #b6c2cf;
+  --paper: #ffffff; --page: #f6f7f9; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --quiet: #98a2b3; --line: #3a4350; --best: #56b4e9;
+  --rest: #4b5866; --paper: #1c2128; --page: #12161b; } }
+body { margin: 2rem auto; max-width: 72rem; padding: 0 1rem; font: 15px/1.5 system-ui, sans-serif; color: var(--ink);
+  background: var(--page); }
+h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; }
+p { color: var(--quiet); margin: .2rem 0; }
+.grid { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); }
+figure { margin: 0; padding: .7rem; background: var(--paper); border: 1px solid var(--line); border-radius: 8px; }
+.pair { display: flex; gap: .5rem; height: 6.5rem; } .pair img { height: 100%; max-width: calc(100% - 7rem);
+  object-fit: contain; border-radius: 4px; } .pair img.seen { width: 6.5rem; max-width: none;
+  image-rendering: pixelated; border: 1px solid var(--line); box-sizing: border-box; margin-left: auto; }
+figcaption { margin-top: .5rem; overflow-wrap: anywhere; font-weight: 600; }
+figcaption small { display: block; color: var(--quiet); font-weight: 400; }
+ol { list-style: none; margin: .5rem 0 0; padding: 0; }
+li { display: grid; grid-template-columns: 6rem 1fr 3.4rem; gap: .5rem; align-items: center; font-size: .85rem; }
+li { font-weight: 400; } li span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+li span:last-child { text-align: right; font-variant-numeric: tabular-nums; }
+i { display: block; height: .6rem; border-radius: 3px; background: var(--rest); }
+li.best { font-weight: 600; } li.best i { background: var(--best); }
+"""
 
 
-class Record(NamedTuple):
-    """The evaluation on one set of classes.
+def page(
+    run: dict[str, Any],
+    support: Sequence[tuple[os.PathLike, np.ndarray, str]],
+    queries: Sequence[tuple[os.PathLike, np.ndarray, dict[str, float]]],
+    white: int,
+) -> str:
+    """The report.
 
-    Attributes:
-      classes: that tasks were drawn from.
-      draw: draws the tasks again, see `evaluate.answers`.
-      answers: to their queries.
-      transductive: how these were classified.
+    Args:
+      run: what `classify` says of how it was run.
+      support: of each example its file, what the network saw (uint8 [height, width, channel]), and its label.
+      queries: of each query its file, what the network saw, and the probability of each label.
+      white: the largest pixel value of what the network saw.
     """
-
-    classes: ImageClasses
-    draw: Callable[..., EvalTasks]
-    answers: Answers
-    transductive: bool
-
-
-def as_json(record: Record) -> dict[str, Any]:
-    """The accuracy of each class, which classes were taken for which, and the worst tasks.
-
-    Returns:
-      "classes": {name: {"accuracy", "queries"}}, the worst first; "confusions": [{"class", "taken_for", "times",
-      "of"}], the most frequent first, where "of" counts the queries whose task had both classes; "worst_tasks":
-      [{"task", "accuracy", "classes", "answers"}] with the task's number, by which it can be drawn again.
-    """
-    names, answers = record.classes.names, record.answers
-    pairs, times, of = answers.pairs()
-    right = pairs[:, 0] == pairs[:, 1]
-    classes = [
-        (names[number], {"accuracy": int(times) / int(of), "queries": int(of)})
-        for number, times, of in zip(pairs[right, 0], times[right], of[right], strict=True)
+    shots = sum(run["examples"].values())
+    how = "all together (transductive)" if run["transductive"] else "each beside the examples"
+    examples = [
+        _figure(file, seen, white, f"{html.escape(label)}<small>{html.escape(os.path.basename(file))}</small>")
+        for file, seen, label in support
     ]
-    wrong = np.flatnonzero(~right & (times > 0))
-    confusions = [
-        {"class": names[pairs[i, 0]], "taken_for": names[pairs[i, 1]], "times": int(times[i]), "of": int(of[i])}
-        for i in wrong[np.argsort(-times[wrong], kind="stable")]
-    ]
-    by_task = answers.by_task()
-    worst = [
-        {
-            "task": int(task),
-            "accuracy": float(by_task[task]),
-            "classes": [names[number] for number in answers.classes[task][answers.labels[task]]],
-            "answers": [names[number] for number in answers.classes[task][answers.answers[task]]],
-        }
-        for task in _worst(answers)
-    ]
-    return {
-        "classes": dict(sorted(classes, key=lambda item: item[1]["accuracy"])),
-        "confusions": confusions,
-        "worst_tasks": worst,
-    }
+    asked = [_figure(file, seen, white, _answer(file, of_each)) for file, seen, of_each in queries]
+    return f"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{len(queries)} images classified</title>
+<style>{_STYLE}</style>
+<h1>{len(queries)} images, {len(run["examples"])} classes, {shots} examples</h1>
+<p>{html.escape(run["checkpoint"])}; {run["steps"]} steps on minibatches of {run["batch"]}, seed {run["seed"]}; queries
+classified {how}. Beside each image stands what the network sees of it.</p>
+<h2>Examples</h2>
+<div class="grid">{"".join(examples)}</div>
+<h2>Queries</h2>
+<div class="grid">{"".join(asked)}</div>
+</html>
+"""
 
 
-def confusion_matrix(path: pathlib.Path, record: Record) -> None:
-    """Draws which classes were taken for which: of the classes that were answered worst, at most 25."""
-    pairs, times, of = record.answers.pairs()
-    right = pairs[:, 0] == pairs[:, 1]
-    order = np.argsort(times[right] / of[right], kind="stable")[:MOST_CLASSES]
-    shown = np.sort(pairs[right, 0][order])
-    shares = np.full([len(shown)] * 2, np.nan)  # of classes that never met
-    both = np.isin(pairs, shown).all(1)
-    shares[tuple(np.searchsorted(shown, pairs[both]).T)] = times[both] / of[both]
-    plots.confusion(path, [record.classes.names[number] for number in shown], shares)
+def _figure(file: os.PathLike, seen: np.ndarray, white: int, caption: str) -> str:
+    grey = seen * (255 if white == TWO_VALUES else 1)
+    prepared = Image.fromarray(grey[..., 0] if grey.shape[-1] == 1 else grey)
+    pair = f'<img src="{_thumbnail(file)}" alt=""><img class="seen" src="{_uri(prepared, "PNG")}" alt="">'
+    return f'<figure><div class="pair">{pair}</div><figcaption>{caption}</figcaption></figure>\n'
 
 
-def worst_tasks(path: pathlib.Path, record: Record, evaluator: Evaluator) -> None:
-    """Draws the tasks with the fewest right answers, three at most; the classes must be of images."""
-    tasks(path, record, evaluator, _worst(record.answers))
+def _answer(file: os.PathLike, of_each: dict[str, float]) -> str:
+    ranked = sorted(of_each.items(), key=lambda pair: -pair[1])
+    bars = ""
+    for place, (label, probability) in enumerate(ranked[:_MOST_BARS]):
+        best = " class=best" if place == 0 else ""
+        width = max(probability, 0.004)  # so that there is something to see
+        bars += f'<li{best}><span>{html.escape(label)}</span><i style="width:{width:.1%}"></i>'
+        bars += f"<span>{probability:.1%}</span></li>"
+    return f"{html.escape(ranked[0][0])}<small>{html.escape(os.path.basename(file))}</small><ol>{bars}</ol>"
 
 
-def tasks(path: pathlib.Path, record: Record, evaluator: Evaluator, numbers: np.ndarray) -> None:
-    """Draws the evaluation's tasks of these numbers, with the probabilities of their queries."""
-    drawn = []
-    for number in numbers:
-        batch = record.draw(first=int(number), count=evaluator.tasks)
-        logits = evaluator.logits(batch)[record.transductive][0]
-        drawn.append((batch, tf.nn.softmax(logits).numpy()))
-    plots.adapted_tasks(path, drawn)
+def _thumbnail(file: os.PathLike) -> str:
+    """A file that was read before, small."""
+    with Image.open(file) as image:
+        image = ImageOps.exif_transpose(image)
+        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        if image.has_transparency_data:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        return _uri(image.convert("RGB"), "JPEG")
 
 
-def _worst(answers: Answers) -> np.ndarray:
-    return np.argsort(answers.by_task(), kind="stable")[:WORST_TASKS]
+def _uri(image: Image.Image, kind: str) -> str:
+    data = io.BytesIO()
+    image.save(data, kind)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from reptile_tf import checks, configuration, device, evaluate, files, learners, plots, report, tasks, train
+from reptile_tf import breakdown, checks, configuration, device, evaluate, files, learners, plots, tasks, train
 from reptile_tf.checkpoint import Checkpoint, RunFolder
 from reptile_tf.data import ImageClasses
 from reptile_tf.distributed import cluster, tf_config
@@ -156,7 +156,7 @@ def _restore(prepared: Prepared) -> tuple[MetaLearner, Checkpoint | None]:
 
 def _evaluate(
     prepared: Prepared, learner: MetaLearner, evaluator: Evaluator
-) -> tuple[dict[str, Any], dict[str, report.Record]]:
+) -> tuple[dict[str, Any], dict[str, breakdown.Record]]:
     """The accuracies on each set of classes, both ways, and what they are of; the answers on each held-out set."""
     settings, began = prepared.settings, time.monotonic()
     results = _description(settings, prepared.name, prepared.placement)
@@ -178,7 +178,7 @@ def _evaluate(
         log.info(f"{part} accuracy: {asked}; {way}: {other}")
         results |= {part: asked._asdict(), f"{part}, {way}": other._asdict()}
         if part != "train":
-            records[part] = report.Record(classes, draw, both[settings.transductive], settings.transductive)
+            records[part] = breakdown.Record(classes, draw, both[settings.transductive], settings.transductive)
     results |= {"evaluation_seconds": time.monotonic() - began, "workers": prepared.workers.count}
     return results, records
 
@@ -189,7 +189,7 @@ def _write(
     evaluator: Evaluator,
     checkpoint: Checkpoint,
     results: dict[str, Any],
-    records: dict[str, report.Record],
+    records: dict[str, breakdown.Record],
 ) -> None:
     """The results, as a whole and by class; after training the model and the pictures, too."""
     folder, settings = prepared.folder, prepared.settings
@@ -204,7 +204,7 @@ def _write(
     if settings.pretrained:
         file, by_class = f"evaluation-{how}.json", f"classes-{how}.json"
     for name, content in (
-        (by_class, {part: report.as_json(record) for part, record in records.items()}),
+        (by_class, {part: breakdown.as_json(record) for part, record in records.items()}),
         (file, results),
     ):
         files.write_text(folder.path / name, json.dumps(content, indent=1) + "\n")
@@ -213,9 +213,9 @@ def _write(
             learner.model.save(part)
         if len(checkpoint.history):
             plots.learning_curve(folder.path / "learning_curve.png", checkpoint.history, prepared.name)
-        report.confusion_matrix(folder.path / "confusion.png", records["test"])
-        report.tasks(folder.path / "test_task.png", records["test"], evaluator, np.arange(1))
-        report.worst_tasks(folder.path / "worst_tasks.png", records["test"], evaluator)
+        breakdown.confusion_matrix(folder.path / "confusion.png", records["test"])
+        breakdown.tasks(folder.path / "test_task.png", records["test"], evaluator, np.arange(1))
+        breakdown.worst_tasks(folder.path / "worst_tasks.png", records["test"], evaluator)
     log.info(f"{file} is in {folder.path}" + ("" if settings.pretrained else ", with model.keras and the pictures"))
 
 

@@ -1,0 +1,100 @@
+"""What an evaluation says of single classes and tasks: as JSON, and as pictures."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from reptile_tf import plots
+from reptile_tf.data.image_classes import ImageClasses
+from reptile_tf.evaluate import Answers, Evaluator
+from reptile_tf.tasks import EvalTasks
+
+WORST_TASKS = 3
+MOST_CLASSES = 25  # of a confusion matrix that can be read
+
+
+class Record(NamedTuple):
+    """The evaluation on one set of classes.
+
+    Attributes:
+      classes: that tasks were drawn from.
+      draw: draws the tasks again, see `evaluate.answers`.
+      answers: to their queries.
+      transductive: how these were classified.
+    """
+
+    classes: ImageClasses
+    draw: Callable[..., EvalTasks]
+    answers: Answers
+    transductive: bool
+
+
+def as_json(record: Record) -> dict[str, Any]:
+    """The accuracy of each class, which classes were taken for which, and the worst tasks.
+
+    Returns:
+      "classes": {name: {"accuracy", "queries"}}, the worst first; "confusions": [{"class", "taken_for", "times",
+      "of"}], the most frequent first, where "of" counts the queries whose task had both classes; "worst_tasks":
+      [{"task", "accuracy", "classes", "answers"}] with the task's number, by which it can be drawn again.
+    """
+    names, answers = record.classes.names, record.answers
+    pairs, times, of = answers.pairs()
+    right = pairs[:, 0] == pairs[:, 1]
+    classes = [
+        (names[number], {"accuracy": int(times) / int(of), "queries": int(of)})
+        for number, times, of in zip(pairs[right, 0], times[right], of[right], strict=True)
+    ]
+    wrong = np.flatnonzero(~right & (times > 0))
+    confusions = [
+        {"class": names[pairs[i, 0]], "taken_for": names[pairs[i, 1]], "times": int(times[i]), "of": int(of[i])}
+        for i in wrong[np.argsort(-times[wrong], kind="stable")]
+    ]
+    by_task = answers.by_task()
+    worst = [
+        {
+            "task": int(task),
+            "accuracy": float(by_task[task]),
+            "classes": [names[number] for number in answers.classes[task][answers.labels[task]]],
+            "answers": [names[number] for number in answers.classes[task][answers.answers[task]]],
+        }
+        for task in _worst(answers)
+    ]
+    return {
+        "classes": dict(sorted(classes, key=lambda item: item[1]["accuracy"])),
+        "confusions": confusions,
+        "worst_tasks": worst,
+    }
+
+
+def confusion_matrix(path: pathlib.Path, record: Record) -> None:
+    """Draws which classes were taken for which: of the classes that were answered worst, at most 25."""
+    pairs, times, of = record.answers.pairs()
+    right = pairs[:, 0] == pairs[:, 1]
+    order = np.argsort(times[right] / of[right], kind="stable")[:MOST_CLASSES]
+    shown = np.sort(pairs[right, 0][order])
+    shares = np.full([len(shown)] * 2, np.nan)  # of classes that never met
+    both = np.isin(pairs, shown).all(1)
+    shares[tuple(np.searchsorted(shown, pairs[both]).T)] = times[both] / of[both]
+    plots.confusion(path, [record.classes.names[number] for number in shown], shares)
+
+
+def worst_tasks(path: pathlib.Path, record: Record, evaluator: Evaluator) -> None:
+    """Draws the tasks with the fewest right answers, three at most; the classes must be of images."""
+    tasks(path, record, evaluator, _worst(record.answers))
+
+
+def tasks(path: pathlib.Path, record: Record, evaluator: Evaluator, numbers: np.ndarray) -> None:
+    """Draws the evaluation's tasks of these numbers, with the probabilities of their queries."""
+    drawn = []
+    for number in numbers:
+        batch = record.draw(first=int(number), count=evaluator.tasks)
+        logits = evaluator.logits(batch)[record.transductive][0]
+        drawn.append((batch, tf.nn.softmax(logits).numpy()))
+    plots.adapted_tasks(path, drawn)
+
+
+def _worst(answers: Answers) -> np.ndarray:
+    return np.argsort(answers.by_task(), kind="stable")[:WORST_TASKS]
