@@ -56,9 +56,27 @@ SHAPES = {
 }
 
 
-def photograph(shape: str, rng: np.random.Generator) -> Image.Image:
-    """A photograph of a new drawing of a shape, RGB."""
-    ink = _drawing(SHAPES[shape], rng)
+def drawing(shape: str, rng: np.random.Generator) -> np.ndarray:
+    """How much ink of a new drawing of a shape lies on each pixel of the sheet, float [SIDE, SIDE] from 0 to 1."""
+    turn, slant = rng.normal(0, 0.08), rng.normal(0, 0.08)
+    scale = rng.uniform(0.45, 0.75) * np.exp(rng.normal(0, 0.06, 2))
+    matrix = np.array([[np.cos(turn), -np.sin(turn) + slant], [np.sin(turn), np.cos(turn)]]) * scale[:, None]
+    place = 0.5 + rng.normal(0, 0.03, 2)
+    width = rng.uniform(7, 22)
+    sheet = Image.new("L", (SIDE, SIDE))
+    draw = ImageDraw.Draw(sheet)
+    for stroke in SHAPES[shape]:
+        wobble = rng.normal(0, 0.018, (5, 2))  # at five places along the stroke
+        along = np.linspace(0, 4, len(stroke))
+        wobbled = stroke + np.stack([np.interp(along, range(5), wobble[:, d]) for d in (0, 1)], 1)
+        points = SIDE * (place + (wobbled - 0.5) @ matrix.T)
+        for x, y in np.concatenate([np.linspace(a, b, 8) for a, b in itertools.pairwise(points)]):
+            draw.ellipse([x - width / 2, y - width / 2, x + width / 2, y + width / 2], 255)
+    return np.asarray(sheet.filter(ImageFilter.GaussianBlur(1.5)), np.float64) / 255
+
+
+def photograph(ink: np.ndarray, rng: np.random.Generator) -> Image.Image:
+    """A photograph of a sheet with ink as `drawing` gives it, RGB."""
     tint = np.array([235, 231, 222]) + rng.normal(0, 6, 3)
     darkness = rng.uniform(0.55, 0.85)  # pencil to pen
     grain = _smooth(rng, 3) * 2.5
@@ -69,25 +87,6 @@ def photograph(shape: str, rng: np.random.Generator) -> Image.Image:
     blurred = Image.fromarray(np.clip(scene, 0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(1.2))
     noisy = np.asarray(blurred) + rng.normal(0, rng.uniform(4, 10), (*PHOTOGRAPH[::-1], 3))
     return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
-
-
-def _drawing(strokes: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """How much ink lies on each pixel of the sheet, float [SIDE, SIDE] from 0 to 1."""
-    turn, slant = rng.normal(0, 0.08), rng.normal(0, 0.08)
-    scale = rng.uniform(0.45, 0.75) * np.exp(rng.normal(0, 0.06, 2))
-    matrix = np.array([[np.cos(turn), -np.sin(turn) + slant], [np.sin(turn), np.cos(turn)]]) * scale[:, None]
-    place = 0.5 + rng.normal(0, 0.03, 2)
-    width = rng.uniform(7, 22)
-    sheet = Image.new("L", (SIDE, SIDE))
-    draw = ImageDraw.Draw(sheet)
-    for stroke in strokes:
-        wobble = rng.normal(0, 0.018, (5, 2))  # at five places along the stroke
-        along = np.linspace(0, 4, len(stroke))
-        wobbled = stroke + np.stack([np.interp(along, range(5), wobble[:, d]) for d in (0, 1)], 1)
-        points = SIDE * (place + (wobbled - 0.5) @ matrix.T)
-        for x, y in np.concatenate([np.linspace(a, b, 8) for a, b in itertools.pairwise(points)]):
-            draw.ellipse([x - width / 2, y - width / 2, x + width / 2, y + width / 2], 255)
-    return np.asarray(sheet.filter(ImageFilter.GaussianBlur(1.5)), np.float64) / 255
 
 
 def _tilted(sheet: Image.Image, tint: np.ndarray, rng: np.random.Generator) -> Image.Image:
@@ -148,9 +147,9 @@ def main():
     for name in arguments.classes.split(","):
         (out / "shapes" / name).mkdir(parents=True, exist_ok=True)
         for number in range(1, arguments.shots + 1):
-            photograph(name, rng).save(out / "shapes" / name / f"{number}.jpg", quality=75)
+            photograph(drawing(name, rng), rng).save(out / "shapes" / name / f"{number}.jpg", quality=75)
         for number in range(1, arguments.new + 1):
-            photograph(name, rng).save(out / "new" / f"{name}-{number}.jpg", quality=75)
+            photograph(drawing(name, rng), rng).save(out / "new" / f"{name}-{number}.jpg", quality=75)
     print(f"the photographs are in {out}")
 
 

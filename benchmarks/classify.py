@@ -1,0 +1,250 @@
+"""What a classifier made from a few examples is worth: the figures of docs/classify.md.
+
+  python benchmarks/classify.py --omniglot data/omniglot --part model        # one by one, transductive, a Keras model
+  python benchmarks/classify.py --omniglot data/omniglot --part ways         # 2 to 20 classes by a 5-way network
+  python benchmarks/classify.py --omniglot data/omniglot --part photographs  # drawings that are photographed
+
+All are of pretrained/omniglot-5way, one example of each class, on characters that it was not trained on (the split is
+in its config.json), with its own evaluation settings. Each part replaces its own entry of docs/results/classify.json.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+import reptile_tf as rt
+from reptile_tf import adapted, device, files, heads, tasks
+from reptile_tf.evaluate import Accuracy, Evaluator
+from reptile_tf.settings import Settings
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "examples"))
+
+import hand_drawn  # noqa: E402
+
+WEIGHTS = ROOT / "pretrained" / "omniglot-5way"
+OUT = ROOT / "docs" / "results" / "classify.json"
+
+
+def one_task(few: adapted.Adapted, query_x: np.ndarray, query_y: np.ndarray, model=None) -> list[float]:
+    """The share of queries that an adapted learner answers rightly: one by one, together, and by a Keras model.
+
+    Args:
+      few: what `adapt` gave.
+      query_x: the queries.
+      query_y: their labels.
+      model: of an earlier call of `few.model()` for a learner like it, which gets this one's weights and statistics:
+        that takes a tenth of the time. Without it `few.model()` itself is asked.
+    """
+    network = few._adapter.network
+    if model is None:
+        model = few.model()
+    else:
+        for variable, value in zip(model.trainable_variables, network.unflatten(few.weights), strict=True):
+            variable.assign(value)
+        adapted._set_moving_averages(model, network, network.scaled(few._support_x))
+    answers = [few.predict(query_x), few.predict(query_x, transductive=True)]
+    logits = np.asarray(model(query_x.astype(np.float32) * network.scale, training=False))
+    return [float((answer == query_y).mean()) for answer in (*answers, few.labels[logits.argmax(-1)])]
+
+
+def summary(shares: np.ndarray) -> dict:
+    """Of shares of right answers [task, way of answering]: each way's accuracy, and its difference from the first."""
+    ways = ("one by one", "transductive", "keras model")
+    rows = {way: Accuracy.of(shares[:, i])._asdict() for i, way in enumerate(ways)}
+    for i, way in enumerate(ways[1:], 1):
+        gap = Accuracy.of(shares[:, i] - shares[:, 0])
+        rows[way] |= {"minus one by one": gap.accuracy, "minus one by one, ci95": gap.ci95}
+    return rows
+
+
+def model_part(learner: rt.MetaLearner, test: rt.ImageClasses, count: int, _: str) -> dict:
+    """Accuracy of the three ways on the same adaptations."""
+    shares, model = [], None
+    for i in range(count):
+        task = tasks.evaluation_tasks(test, way=5, shots=1, batch=1, steps=0, seed=0, first=i, count=1)
+        x, y, query_x, query_y = task.support.x[0], task.support.y[0], task.query_x[0], task.query_y[0]
+        few = learner.adapt(x, y, seed=i)
+        shares.append(one_task(few, query_x, query_y, model))
+        if model is None:
+            model = few.model()
+        if i % 100 == 99:
+            assert one_task(few, query_x, query_y) == shares[-1], "the model that is used again answers otherwise"
+            print(i + 1, np.mean(shares, 0), flush=True)
+    return {"task": "omniglot test characters, 1-shot 5-way"} | summary(np.array(shares))
+
+
+def ways_part(learner: rt.MetaLearner, test: rt.ImageClasses, count: int, _: str) -> dict:
+    """Accuracy by the number of classes; with more than five also by minibatches of as many images as classes."""
+    rows = []
+    for way, batch in ((2, 5), (3, 5), (5, 5), (10, 5), (10, 10), (20, 5), (20, 20)):
+        began = time.monotonic()
+        evaluator = Evaluator(heads.with_outputs(learner, way))
+        settings = Settings(classes=way, shots=1, eval_batch=batch, eval_iters=50, seed=0)
+        right = np.zeros([2, count])
+        for first in range(0, count, evaluator.tasks):
+            drawn = tasks.evaluation_tasks(test, **settings.evaluation_arguments(), first=first, count=evaluator.tasks)
+            for of_way, logits in zip(right, evaluator.logits(drawn), strict=True):
+                shares = (logits[..., :way].argmax(-1) == drawn.query_y).mean(-1)
+                of_way[first : first + evaluator.tasks] = shares[: count - first]
+        one_by_one, transductive = map(Accuracy.of, right)
+        rows.append(
+            {
+                "classes": way,
+                "minibatch": batch,
+                "one by one": one_by_one._asdict(),
+                "transductive": transductive._asdict(),
+                "seconds": round(time.monotonic() - began, 1),
+            }
+        )
+        print(way, batch, one_by_one, transductive, flush=True)
+    return {"task": "omniglot test characters, 1-shot", "rows": rows}
+
+
+def photographs_part(learner: rt.MetaLearner, test: rt.ImageClasses, count: int, omniglot: str) -> dict:
+    """Tasks of five classes from photographs: of shapes by a program's hand, and of Omniglot's drawings themselves."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as path:
+        folder = pathlib.Path(path)
+        shapes = {name: _shapes(folder, name, 12, rng, learner) for name in hand_drawn.SHAPES}
+        chosen = rng.choice(len(test), 40, replace=False)
+        drawn = {test.names[c]: _omniglot(folder, pathlib.Path(omniglot), test.names[c], 6, rng) for c in chosen}
+        photographed = {name: rt.images([photo for photo, _ in pairs], learner) for name, pairs in drawn.items()}
+        originals = {name: rt.images([file for _, file in pairs], learner) for name, pairs in drawn.items()}
+        as_a_user = _as_a_user(folder)
+    result = {
+        "shapes": _tasks(learner, shapes, count),
+        "omniglot, photographed": _tasks(learner, photographed, count),
+        "omniglot, the same drawings as they are": _tasks(learner, originals, count),
+    }
+    return {"task": "photographs, 1-shot 5-way"} | result | as_a_user
+
+
+def _shapes(
+    folder: pathlib.Path, name: str, count: int, rng: np.random.Generator, learner: rt.MetaLearner
+) -> np.ndarray:
+    """Photographs of drawings of a shape, prepared."""
+    paths = [folder / f"{name}-{number}.jpg" for number in range(count)]
+    for path in paths:
+        hand_drawn.photograph(hand_drawn.drawing(name, rng), rng).save(path, quality=75)
+    return rt.images(paths, learner)
+
+
+def _omniglot(
+    folder: pathlib.Path, omniglot: pathlib.Path, name: str, count: int, rng: np.random.Generator
+) -> list[tuple[pathlib.Path, pathlib.Path]]:
+    """Photographs of some drawings of a character, each with the file of the drawing."""
+    (of_character,) = omniglot.glob(f"*/{name}")
+    pairs = []
+    for original in sorted(of_character.glob("*.png"))[:count]:
+        with Image.open(original) as image:
+            ink = Image.fromarray((~np.asarray(image.convert("1"))).astype(np.uint8) * 255)
+        smooth = ink.resize((700, 700), Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(5))
+        sheet = Image.new("L", (hand_drawn.SIDE, hand_drawn.SIDE))
+        sheet.paste(smooth.point(lambda value: 255 * (value > 128)), [(hand_drawn.SIDE - 700) // 2] * 2)
+        soft = np.asarray(sheet.filter(ImageFilter.GaussianBlur(1.5)), np.float64) / 255
+        photo = folder / f"{name.replace('/', '-')}-{original.stem}.jpg"
+        hand_drawn.photograph(soft, rng).save(photo, quality=75)
+        pairs.append((photo, original))
+    return pairs
+
+
+def _tasks(learner: rt.MetaLearner, classes: dict[str, np.ndarray], count: int) -> dict:
+    """The accuracy on random tasks, the same ones for the same names and numbers of images."""
+    rng, names, shares, model = np.random.default_rng(1), sorted(classes), [], None
+    for i in range(count):
+        chosen = rng.choice(len(names), 5, replace=False)
+        drawn = np.stack([classes[names[c]][rng.permutation(len(classes[names[c]]))[:2]] for c in chosen])
+        labels = np.array([names[c] for c in chosen])
+        few = learner.adapt(drawn[:, 0], labels, seed=i)
+        shares.append(one_task(few, drawn[:, 1], labels, model))
+        model = model or few.model()
+    return summary(np.array(shares))
+
+
+def _as_a_user(folder: pathlib.Path) -> dict:
+    """The command line on photographs, and on what is none: seconds, and what it says."""
+    run = [sys.executable, str(ROOT / "examples" / "hand_drawn.py"), "--out", str(folder / "drawn")]
+    subprocess.run(run, check=True, capture_output=True)
+    Image.new("RGB", (800, 600), (200, 196, 190)).save(folder / "blank.jpg")
+    (folder / "notes.txt").write_text("no image")
+
+    def classify(queries: pathlib.Path) -> tuple[float, list[str]]:
+        command = [sys.executable, "-m", "reptile_tf.classify", "--checkpoint", "pretrained/omniglot-5way"]
+        command += ["--support", str(folder / "drawn" / "shapes"), "--queries", str(queries)]
+        began = time.monotonic()
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        said = [line for line in done.stderr.splitlines() if line.startswith("python -m")] or done.stdout.splitlines()
+        return round(time.monotonic() - began, 1), [line.replace(f"{folder}/", "") for line in said]
+
+    seconds, said = classify(folder / "drawn" / "new")
+    answers = [found for line in said if (found := re.match(r"\S*/(\w+)-\d\.jpg +(\w+)", line))]
+    right = sum(found[1] == found[2] for found in answers)
+    return {
+        "command line": {"seconds": seconds, "right": right, "of": len(answers), "says": said},
+        "a blank photograph": classify(folder / "blank.jpg")[1],
+        "no image": classify(folder / "notes.txt")[1],
+        "no folder": classify(folder / "nowhere")[1],
+    }
+
+
+def processor() -> str:
+    """The processor's name, where Linux says it."""
+    info = pathlib.Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0].partition(": ")[2] if names else platform.processor()
+
+
+def commit() -> str:
+    """The git commit of this checkout, with "+" if its code was changed since."""
+
+    def git(*arguments):
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py")
+    return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
+
+
+def main():
+    """Measures one part, and writes it."""
+    parts = {"model": (model_part, 2000), "ways": (ways_part, 2000), "photographs": (photographs_part, 500)}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--omniglot", required=True, help="folder with images_background and images_evaluation")
+    parser.add_argument("--part", required=True, choices=parts)
+    parser.add_argument("--tasks", type=int, help="how many (default: 2000, photographs 500)")
+    parser.add_argument("--out", type=pathlib.Path, default=OUT, help="where to write (default: docs/results)")
+    arguments = parser.parse_args()
+    run, count = parts[arguments.part]
+    count = arguments.tasks or count
+    began = time.monotonic()
+    device.configure(Settings(), device.cores())
+    learner = rt.load(WEIGHTS)
+    classes = rt.data.omniglot.load_raw(arguments.omniglot)
+    unseen = set(rt.RunFolder(WEIGHTS).config()["split"]["test"])
+    test = classes.subset([i for i, name in enumerate(classes.names) if name in unseen])
+    result = run(learner, test, count, arguments.omniglot)
+    entry = result | {
+        "command": f"python benchmarks/classify.py --omniglot data/omniglot --part {arguments.part} --tasks {count}",
+        "commit": commit(),
+        "seed": 0,
+        "seconds": round(time.monotonic() - began),
+        "machine": f"{processor()}, {device.cores()} cores",
+    }
+    known = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    files.write_text(arguments.out, json.dumps(known | {arguments.part: entry}, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
