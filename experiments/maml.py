@@ -85,7 +85,7 @@ def measure(own: list[str], seconds: float) -> dict[str, float]:
     settings, _ = flags.parse(["", *own], "", PROBLEM)
     stacked = device.configure(settings.meta_batch, settings.device, settings.mode, settings.tf32).stacked
     images, _ = PROBLEM.load(settings)
-    classes = PROBLEM.for_training(PROBLEM.split(images, settings)["train"])
+    classes = PROBLEM.for_training(PROBLEM.split(images, settings)["train"], settings)
     keras.utils.set_random_seed(settings.seed)
     learner = learners.make_learner(PROBLEM.network(settings), settings, classes.scale, stacked)
 

@@ -40,6 +40,7 @@ def of_run(
       loss: None: the default.
     """
     kept = {name: getattr(settings, name) for name in EVALUATION}
+    lacking = problem.lacks if problem else ()
     preparation: dict[str, Any] = {"scale": 1.0}
     if images is not None:
         shape = [int(axis) for axis in images.images.shape[1:]]
@@ -48,7 +49,7 @@ def of_run(
         preparation["resampling"] = problem.resampling
     return {
         "problem": problem.name if problem else "library",
-        "settings": settings.determining_weights(),
+        "settings": {name: value for name, value in settings.determining_weights().items() if name not in lacking},
         "evaluation": kept,
         "images": preparation,
         "loss": _name_of(loss),
@@ -122,7 +123,7 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
     """What differs between two runs, in the user's words; what only one of them says does not count."""
     if theirs["problem"] != ours["problem"]:
         return [f"{theirs['problem']} there, {ours['problem']} here"]
-    defaults = dataclasses.asdict(Settings())  # of what is newer than the run
+    defaults = dataclasses.asdict(Settings()) | _defaults(theirs)  # of what is newer than the run
     names = sorted(theirs["settings"].keys() | ours["settings"].keys())
     pairs = {name: tuple(c["settings"].get(name, defaults.get(name)) for c in (theirs, ours)) for name in names}
     differing = [f"{flag(name)} {a} there, {b} here" for name, (a, b) in pairs.items() if a != b]
@@ -143,9 +144,17 @@ def settings_of(config: dict[str, Any]) -> Settings:
     """The settings, the evaluation's among them; raises UserError for what this version does not know."""
     evaluation = config.get("evaluation", {"eval_batch": 5, "eval_iters": 50})  # of earlier versions
     try:
-        return Settings(**(config["settings"] | evaluation))
+        return Settings(**(_defaults(config) | config["settings"] | evaluation))
     except (SettingsError, TypeError) as error:
         raise UserError(f"the run has settings that this version does not know: {error}") from error
+
+
+def _defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """The defaults of the run's problem."""
+    try:
+        return problems.find(config["problem"]).defaults
+    except KeyError:
+        return {}
 
 
 def scale_of(config: dict[str, Any]) -> float:

@@ -113,7 +113,7 @@ def _help(
             group = field.metadata["group"]
             lines += ["", f"{group}:"]
         choices = field.metadata["choices"]
-        text = field.metadata["help"] + (f" [{' | '.join(choices)}]" if choices else "")
+        text = field.metadata["help"] + (f" [{' | '.join(map(str, choices))}]" if choices else "")
         describe(field.name, text, values[field.name].default)
     lines += ["", "Other names of these settings, some of them the original code's:"]
     for alias in ALIASES:

@@ -13,6 +13,7 @@ from reptile_tf.errors import UserError
 from reptile_tf.meta import MetaLearner
 from reptile_tf.meta_gradients import BY_NAME, MetaGradient, partial_sum
 from reptile_tf.network import Loss, cross_entropy
+from reptile_tf.progress import log
 from reptile_tf.settings import Settings
 
 
@@ -43,6 +44,20 @@ def load(path: str | pathlib.Path, model: keras.Model | None = None, loss: Loss 
         raise UserError(f"{folder.path}: {error.on_command_line}") from error
     restore_from(folder, learner)
     return learner
+
+
+def set_weights(model: keras.Model, path: str | pathlib.Path) -> None:
+    """Sets a model's weights to those that the run in a folder has learned.
+
+    Raises:
+      UserError: there is none, or its network has other weights.
+    """
+    learner = load(path)
+    try:
+        model.set_weights(learner.model.get_weights())
+    except ValueError as error:
+        raise UserError(f"--init-from {path}: its network has other weights than this one") from error
+    log.info(f"starting from the weights in {path}")
 
 
 def save(learner: MetaLearner, path: str | pathlib.Path) -> None:

@@ -23,14 +23,16 @@ def omniglot(classes: int, filters: int = 64) -> keras.Sequential:
     return model
 
 
-def miniimagenet(classes: int, filters: int = 32) -> keras.Sequential:
-    """Four convolutions, each pooled after its norm: floatx [batch, 84, 84, 3] to logits [batch, classes].
+def miniimagenet(classes: int, filters: int = 32, size: int = 84, channels: int = 3) -> keras.Sequential:
+    """Four convolutions, each pooled after its norm: floatx [batch, size, size, channels] to logits [batch, classes].
 
     Args:
       classes: the ways of a task.
       filters: channels of each convolution.
+      size: height and width of the images; the paper's are 84.
+      channels: of the images.
     """
-    model = keras.Sequential([layers.Input((84, 84, 3))], name="miniimagenet")
+    model = keras.Sequential([layers.Input((size, size, channels))], name="miniimagenet")
     for block in range(1, 5):
         model.add(layers.Conv2D(filters, 3, padding="same", data_format="channels_last", name=f"conv{block}"))
         model.add(layers.BatchNormalization(name=f"norm{block}"))

@@ -57,7 +57,7 @@ class Prepared:
     @functools.cached_property
     def sets(self) -> Sets:
         """The classes by set, "train" as trained on; to be asked for once the network is known to take the images."""
-        return self.split | {"train": self.problem.for_training(self.split["train"])}
+        return self.split | {"train": self.problem.for_training(self.split["train"], self.settings)}
 
 
 def run(settings: Settings, chosen: frozenset[str], problem: Problem) -> None:
@@ -124,6 +124,8 @@ def _train(prepared: Prepared, held: contextlib.ExitStack) -> tuple[MetaLearner,
     folder, settings, images = prepared.folder, prepared.settings, prepared.images
     keras.utils.set_random_seed(settings.seed % 2**32)
     model = prepared.problem.network(settings)
+    if settings.init_from:
+        learners.set_weights(model, settings.init_from)
     checks.classifier(model, images.images.shape[1:], settings.classes)
     if prepared.workers.is_chief:
         config = configuration.of_run(prepared.problem, settings, model, images, prepared.split)
@@ -159,7 +161,7 @@ def _evaluate(
 ) -> tuple[dict[str, Any], dict[str, breakdown.Record]]:
     """The accuracies on each set of classes, both ways, and what they are of; the answers on each held-out set."""
     settings, began = prepared.settings, time.monotonic()
-    results = _description(settings, prepared.name, prepared.placement)
+    results = _description(prepared)
     log.info(f"evaluating {results['task']}")
     records = {}
     for part, classes in prepared.sets.items():
@@ -256,17 +258,18 @@ def _split_of(config: dict[str, Any], images: ImageClasses) -> Sets:
     return {name: images.subset([where[n] for n in names]) for name, names in split.items()}
 
 
-def _description(settings: Settings, name: str, placement: device.Placement) -> dict[str, Any]:
+def _description(prepared: Prepared) -> dict[str, Any]:
     """What must stand beside a number: settings, versions, machine (this worker's part of it) and commit."""
+    settings, lacking = prepared.settings, prepared.problem.lacks
     transductive = " transductive" if settings.transductive else ""
     gpus = len(tf.config.get_visible_devices("GPU"))
     return {
-        "task": f"{name}, {settings.shots}-shot {settings.classes}-way{transductive}",
+        "task": f"{prepared.name}, {settings.shots}-shot {settings.classes}-way{transductive}",
         "seed": settings.seed,
-        "settings": dataclasses.asdict(settings),
+        "settings": {name: value for name, value in dataclasses.asdict(settings).items() if name not in lacking},
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("reptile-tf", "tensorflow", "keras", "numpy")},
-        "machine": {"processor": platform.machine(), "cores": device.cores(), "gpus": gpus} | placement.record,
+        "machine": {"processor": platform.machine(), "cores": device.cores(), "gpus": gpus} | prepared.placement.record,
         "commit": _commit(),
     }
 

@@ -39,7 +39,7 @@ MOST_SAMPLES = 10**7
 MOST = {int: 2**63 - 1, float: 3.4e38}  # of float32
 
 
-def _setting(default: Any, group: str, help: str, choices: tuple[str, ...] = (), **more: Any) -> Any:
+def _setting(default: Any, group: str, help: str, choices: tuple[str, ...] | tuple[int, ...] = (), **more: Any) -> Any:
     """A field: `more` are bounds, what it affects, and whether --pretrained takes it from the checkpoint ("fixed")."""
     metadata = {"group": group, "affects": _AFFECTS[group], "fixed": False, "help": help, "choices": choices}
     metadata |= {"low": None, "high": None} | more
@@ -67,6 +67,11 @@ class Settings:
     shots: int = _setting(5, TASKS, "images of each class to adapt to in evaluation (and in training, unless "
                                     "--train-shots is given)", low=1, affects=RESULTS)
     train_shots: int = _setting(0, TASKS, "images of each class in a training task (0: as many as --shots)", low=0)
+    size: int = _setting(84, TASKS, "height and width that images are resized to", low=8, high=1024, fixed=True)
+    channels: int = _setting(3, TASKS, "3: images are in colour; 1: in grey", choices=(1, 3), low=1, fixed=True)
+    rotations: bool = _setting(False, TASKS, "each training class turned by 90, 180 and 270 degrees is a class of its "
+                                             "own, as in the paper's Omniglot", fixed=True)
+    flips: bool = _setting(False, TASKS, "training classes hold their images mirrored, too", fixed=True)
     filters: int = _setting(64, TASKS, "channels of each convolution", low=1, high=1024, fixed=True)
 
     inner_batch: int = _setting(5, INNER, "samples per minibatch", low=1)
@@ -111,6 +116,8 @@ class Settings:
 
     checkpoint: str = _setting("model_checkpoint", RUNNING, "folder of the run: checkpoints, results, pictures",
                                affects=HOST)
+    init_from: str = _setting("", RUNNING, "folder of a finished run whose weights to start from, instead of random ones",
+                              affects=WEIGHTS)
     pretrained: bool = _setting(False, RUNNING, "evaluate the network in --checkpoint instead of training")
     data_dir: str = _setting("", RUNNING, "folder of the images (default: the data set's in data/; with tfds, its own)",
                              affects=HOST)
@@ -145,7 +152,7 @@ class Settings:
             if low is not None and not value >= low:  # nan is not
                 raise SettingsError(f"{flag(field.name)} must be at least {low}, not {value}")
             if choices and value not in choices:
-                raise SettingsError(f"{flag(field.name)} must be one of {', '.join(choices)}, not {value!r}")
+                raise SettingsError(f"{flag(field.name)} must be one of {', '.join(map(str, choices))}, not {value!r}")
         if self.meta_batch * self.inner_iters * self.inner_batch > MOST_SAMPLES:
             raise SettingsError(f"--meta-batch x --inner-iters x --inner-batch must be at most {MOST_SAMPLES}")
         if max(self.eval_iters, 1) * self.eval_batch > MOST_SAMPLES:

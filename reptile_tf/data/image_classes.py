@@ -16,6 +16,8 @@ class ImageClasses:
       counts: int64 [class], how many there are.
       names: one name per class, unique.
       scale: what a pixel is multiplied by to become the network's input (1 for 0/1 images, 1/255 for photographs).
+      flips: whether the second half of a class's images are those of the first half, mirrored when they are taken; so
+        counts are twice what there is in `images`.
       turns: quarter turns counterclockwise, of each class, by which its images are turned when they are taken: so
         rotated classes need no memory. Without it there are none.
     """
@@ -26,6 +28,7 @@ class ImageClasses:
     names: tuple[str, ...]
     scale: float = 1.0
     turns: tuple[int, ...] = ()
+    flips: bool = False
 
     def __len__(self) -> int:
         """The number of classes."""
@@ -51,7 +54,14 @@ class ImageClasses:
 
     def of_class(self, index: int, which: np.ndarray | slice = slice(None)) -> np.ndarray:
         """The images of one class, or `which` of them (counted from 0): uint8 [image, height, width, channel]."""
-        images = self.images[self.starts[index] : self.starts[index] + self.counts[index]][which]
+        count = int(self.counts[index]) // (2 if self.flips else 1)
+        images = self.images[self.starts[index] : self.starts[index] + count]
+        if self.flips:
+            which = np.arange(2 * count)[which]
+            images = images[which % count]
+            images[which >= count] = images[which >= count][:, :, ::-1]
+        else:
+            images = images[which]
         return np.rot90(images, self.turns[index], axes=(1, 2)) if self.turns else images
 
     def numbered(self) -> tuple[np.ndarray, "ImageClasses"]:
@@ -63,7 +73,7 @@ class ImageClasses:
         """
         images = np.concatenate([self.of_class(index) for index in range(len(self))])
         numbers, starts = np.arange(len(images), dtype=np.int32), np.cumsum(self.counts) - self.counts
-        return images, dataclasses.replace(self, images=numbers, starts=starts, turns=())
+        return images, dataclasses.replace(self, images=numbers, starts=starts, turns=(), flips=False)
 
     def without_variety(self) -> list[str]:
         """The names of classes of several images that are all the same; of a class and its rotations, the class's."""
@@ -102,7 +112,7 @@ class ImageClasses:
         Raises:
           ValueError: the images are not square.
         """
-        if self.images.shape[1] != self.images.shape[2]:
+        if self.images.ndim != 4 or self.images.shape[1] != self.images.shape[2]:
             raise ValueError(f"images of {self.images.shape[1:3]} are not square: they cannot be turned")
         upright = self.turns or (0,) * len(self)
         return dataclasses.replace(
@@ -112,3 +122,13 @@ class ImageClasses:
             names=tuple(name + suffix for suffix in ("", "@90", "@180", "@270") for name in self.names),
             turns=tuple((before + more) % 4 for more in range(4) for before in upright),
         )
+
+    def with_flips(self) -> "ImageClasses":
+        """Adds to every class its images mirrored left to right.
+
+        Raises:
+          ValueError: they are no images.
+        """
+        if self.images.ndim != 4:
+            raise ValueError(f"samples of shape {self.images.shape[1:]} are no images: they cannot be mirrored")
+        return self if self.flips else dataclasses.replace(self, counts=2 * self.counts, flips=True)

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from reptile_tf.data import ImageClasses
 
 
-def _preset(shots: int) -> dict[str, Any]:
+def preset(shots: int) -> dict[str, Any]:
+    """Appendix A, table 2; `shots` and the evaluation's settings do not touch training."""
     evaluation = {"shots": shots, "classes": 5, "eval_iters": 50, "eval_batch": 5 if shots == 1 else 15}
     inner = {"train_shots": 15, "inner_batch": 10, "inner_iters": 8, "learning_rate": 1e-3}
     outer = {"meta_step": 1.0, "meta_step_final": 0.0, "meta_batch": 5, "meta_iters": 100_000}
@@ -23,10 +24,9 @@ class MiniImageNet(Problem):
     """100 classes of photographs, 84x84, in train, val and test folders."""
 
     name = "miniimagenet"
-    # Appendix A, table 2. `shots` and the eval settings do not touch training.
-    presets: ClassVar = {f"miniimagenet-{shots}shot-5way": _preset(shots) for shots in (1, 5)}
+    presets: ClassVar = {f"miniimagenet-{shots}shot-5way": preset(shots) for shots in (1, 5)}
     defaults: ClassVar = {"filters": 32}
-    lacks = ("source", "split")
+    lacks = ("source", "split", "size", "channels")
     onednn = True
 
     def network(self, settings: Settings) -> "keras.Model":

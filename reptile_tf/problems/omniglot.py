@@ -29,7 +29,8 @@ class Omniglot(Problem):
     name = "omniglot"
     # Appendix A, table 1. `shots` and the eval settings do not touch training.
     presets: ClassVar = {f"omniglot-{shots}shot-{way}way": _preset(way, shots) for way in (5, 20) for shots in (1, 5)}
-    lacks = ("skip_bad_images",)
+    defaults: ClassVar = {"rotations": True}  # paper, section 6.1
+    lacks = ("size", "channels", "skip_bad_images")
 
     def network(self, settings: Settings) -> "keras.Model":
         """The paper's, by the settings' ways and filters."""
@@ -62,10 +63,6 @@ class Omniglot(Problem):
         if settings.split == "background":
             return omniglot.split_by_part(classes)
         return splits.split_classes(classes, settings.split, settings.seed, settings.classes)
-
-    def for_training(self, classes: "ImageClasses") -> "ImageClasses":
-        """Each character turned by 90, 180 and 270 degrees is a class of its own."""
-        return classes.with_rotations()
 
 
 PROBLEM = Omniglot()

@@ -28,7 +28,7 @@ class Problem(abc.ABC):
     name: str
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     defaults: ClassVar[dict[str, Any]] = {}
-    lacks: tuple[str, ...] = ("source", "split", "skip_bad_images")
+    lacks: tuple[str, ...] = ("source", "split", "size", "channels", "skip_bad_images")
     onednn: bool = False
     resampling: str = "nearest"
 
@@ -44,6 +44,8 @@ class Problem(abc.ABC):
     def split(self, classes: "ImageClasses", settings: "Settings") -> Sets:
         """The sets of classes: "train", "test" and perhaps "val" to validate on; raises UserError if it cannot be."""
 
-    def for_training(self, classes: "ImageClasses") -> "ImageClasses":
-        """What is made of the training classes before tasks are drawn from them."""
-        return classes
+    def for_training(self, classes: "ImageClasses", settings: "Settings") -> "ImageClasses":
+        """What is made of the training classes before tasks are drawn from them: turned and mirrored images."""
+        if settings.rotations:
+            classes = classes.with_rotations()
+        return classes.with_flips() if settings.flips else classes

@@ -1,0 +1,74 @@
+"""Images of one's own, in folders or in a table; classes are split by their names."""
+
+import functools
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from reptile_tf.errors import UserError
+from reptile_tf.problems.miniimagenet import preset
+from reptile_tf.problems.problem import Problem, Sets
+from reptile_tf.settings import Settings
+
+if TYPE_CHECKING:
+    import keras
+
+    from reptile_tf.data import ImageClasses
+
+# A minute or two on two cores, from ten classes of twenty images on.
+QUICK: dict[str, Any] = {
+    "size": 48,
+    "shots": 5,
+    "train_shots": 10,
+    "inner_batch": 10,
+    "inner_iters": 5,
+    "meta_step": 1.0,
+    "meta_step_final": 0.0,
+    "meta_batch": 5,
+    "meta_iters": 300,
+    "eval_batch": 10,
+    "eval_iters": 20,
+    "eval_samples": 100,
+    "eval_interval": 50,
+    "save_interval": 100,
+}
+
+
+class Folder(Problem):
+    """Classes of any images, in colour or grey, of any square size."""
+
+    name = "folder"
+    presets: ClassVar = {"folder-quick": QUICK} | {f"folder-{shots}shot-5way": preset(shots) for shots in (1, 5)}
+    defaults: ClassVar = {"filters": 32}
+    lacks = ("source",)
+    onednn = True
+
+    def network(self, settings: Settings) -> "keras.Model":
+        """That of the paper's Mini-ImageNet, for images of this size."""
+        from reptile_tf import models
+
+        return models.miniimagenet(settings.classes, settings.filters, settings.size, settings.channels)
+
+    def load(self, settings: Settings) -> tuple["ImageClasses", str]:
+        """From `data_dir`, with a store of decoded images beside them."""
+        from reptile_tf.data import folder, splits
+
+        if not settings.data_dir:
+            raise UserError("name the folder of your images (or a table of them) with --data-dir")
+        split = functools.partial(splits.split_names, split=settings.split, seed=settings.seed, ways=settings.classes)
+        classes = folder.load(
+            settings.data_dir,
+            settings.size,
+            settings.channels,
+            split=None if settings.pretrained else split,  # the checkpoint has its own
+            skip_bad_images=settings.skip_bad_images,
+            store=True,
+        )
+        return classes, f"images of {settings.data_dir}"
+
+    def split(self, classes: "ImageClasses", settings: Settings) -> Sets:
+        """By the sets that their folders or table name, else by `settings.split` (see `splits.split_names`)."""
+        from reptile_tf.data import splits
+
+        return splits.split_classes(classes, settings.split, settings.seed, settings.classes)
+
+
+PROBLEM = Folder()
