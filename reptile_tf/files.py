@@ -55,17 +55,17 @@ def write_text(path: pathlib.Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def new_array(path: pathlib.Path, shape: tuple[int, ...]) -> np.memmap:
-    """A new .npy file of zeros, uint8, mapped into memory; raises OSError if there is no space for it.
+def new_array(path: pathlib.Path, shape: tuple[int, ...], dtype: Any = np.uint8) -> np.memmap:
+    """A new .npy file of zeros, mapped into memory; raises OSError if there is no space for it.
 
     The zeros are written, since a map over space that is not there would kill the process once the disk is full. (File
     systems that compress or copy on write may still not have it.)
     """
-    array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
     with open(path, "rb+") as file:
-        for place in range(array.offset, array.offset + array.size, _BLOCK):
+        for place in range(array.offset, array.offset + array.nbytes, _BLOCK):
             file.seek(place)
-            file.write(bytes(min(_BLOCK, array.offset + array.size - place)))
+            file.write(bytes(min(_BLOCK, array.offset + array.nbytes - place)))
     return array
 
 

@@ -56,8 +56,8 @@ class Settings:
 
     # fmt: off
     source: str = _setting("raw", TASKS, "source of the images: raw, the files in --data-dir; tfds, TensorFlow "
-                                            "Datasets; glyphs, built-in drawings that need no data",
-                         choices=("raw", "tfds", "glyphs"), fixed=True)
+                                         "Datasets (for images of your own tfds:NAME, such as tfds:cifar10); glyphs, "
+                                         "built-in drawings that need no data", fixed=True)
     seed: int = _setting(0, TASKS, "seed of the split, the initial weights and the tasks", low=0, high=2**64 - 1,
                          fixed=True)
     split: str = _setting("", TASKS, "which classes to train, validate and test on: shares, as in 64,16,20; a file of "
@@ -116,8 +116,8 @@ class Settings:
 
     checkpoint: str = _setting("model_checkpoint", RUNNING, "folder of the run: checkpoints, results, pictures",
                                affects=HOST)
-    init_from: str = _setting("", RUNNING, "folder of a finished run whose weights to start from, instead of random ones",
-                              affects=WEIGHTS)
+    init_from: str = _setting("", RUNNING, "folder of a finished run whose weights to start from (default: random "
+                                           "ones)", affects=WEIGHTS)
     pretrained: bool = _setting(False, RUNNING, "evaluate the network in --checkpoint instead of training")
     data_dir: str = _setting("", RUNNING, "folder of the images (default: the data set's in data/; with tfds, its own)",
                              affects=HOST)
@@ -153,6 +153,8 @@ class Settings:
                 raise SettingsError(f"{flag(field.name)} must be at least {low}, not {value}")
             if choices and value not in choices:
                 raise SettingsError(f"{flag(field.name)} must be one of {', '.join(map(str, choices))}, not {value!r}")
+        if not re.fullmatch("raw|glyphs|tfds(:.+)?", self.source):
+            raise SettingsError(f"--source must be one of raw, tfds, tfds:NAME, glyphs, not {self.source!r}")
         if self.meta_batch * self.inner_iters * self.inner_batch > MOST_SAMPLES:
             raise SettingsError(f"--meta-batch x --inner-iters x --inner-batch must be at most {MOST_SAMPLES}")
         if max(self.eval_iters, 1) * self.eval_batch > MOST_SAMPLES:

@@ -71,6 +71,7 @@ def prepared(
     *,
     verify: bool = False,
     required: bool = True,
+    dtype: np.dtype | type = np.uint8,
 ) -> Prepared:
     """The decoded images of a source: from the store if it was made under `key`, else decoded into a new one.
 
@@ -83,30 +84,31 @@ def prepared(
       decode: fills uint8 [image, height, width, channel] from the front; returns `Prepared.counts` and `found`.
       verify: read all images at every start and compare them with their checksum.
       required: whether a store that cannot be written is an error; else the images are held in memory, with a warning.
+      dtype: of the images.
 
     Raises:
       UserError: the store cannot be written, or there is no space for it; or what `decode` raises.
     """
-    found = _read(manifest, key, shape, verify)
+    found = _read(manifest, key, shape, dtype, verify)
     if found is None:
         with _alone(manifest) as waited:
-            found = _read(manifest, key, shape, verify) if waited else None
+            found = _read(manifest, key, shape, dtype, verify) if waited else None
             if found is None:
                 try:
-                    _write(manifest, key, shape, decode)
+                    _write(manifest, key, shape, dtype, decode)
                 except files.WriteError as error:
                     if required:
                         raise
                     log.warning(f"every start will decode the images anew: {error}")
-                    images = np.empty(shape, np.uint8)
+                    images = np.empty(shape, dtype)
                     return Prepared(images, *decode(images))
-                found = _read(manifest, key, shape, verify=False)
+                found = _read(manifest, key, shape, dtype, verify=False)
     if found is None:
         raise UserError(f"{manifest} was changed by something else as soon as it was written; run this again")
     return found
 
 
-def _read(manifest: pathlib.Path, key: str, shape: tuple[int, ...], verify: bool) -> Prepared | None:
+def _read(manifest: pathlib.Path, key: str, shape: tuple[int, ...], dtype: Any, verify: bool) -> Prepared | None:
     """What is stored if it was made under `key` and is whole."""
     try:
         stored = files.unsealed(manifest.read_text(encoding="utf-8"))
@@ -115,7 +117,7 @@ def _read(manifest: pathlib.Path, key: str, shape: tuple[int, ...], verify: bool
             return None
         images = np.load(_images_path(manifest, key), mmap_mode="r", allow_pickle=False)
         count = sum(stored["counts"].values())
-        if images.dtype != np.uint8 or images.shape != shape or count > len(images):
+        if images.dtype != dtype or images.shape != shape or count > len(images):
             raise ValueError(f"{count} images of {shape} should be there, and {images.dtype} {images.shape} is")
         if verify and hashlib.sha256(images).hexdigest() != stored["images sha256"]:
             raise ValueError("the images' checksum is wrong")
@@ -130,10 +132,10 @@ def _read(manifest: pathlib.Path, key: str, shape: tuple[int, ...], verify: bool
         return None
 
 
-def _write(manifest: pathlib.Path, key: str, shape: tuple[int, ...], decode: Callable) -> None:
+def _write(manifest: pathlib.Path, key: str, shape: tuple[int, ...], dtype: Any, decode: Callable) -> None:
     store = _images_path(manifest, key)
     with files.replacing(store) as part:
-        images = files.new_array(part, shape)
+        images = files.new_array(part, shape, dtype)
         counts, found = decode(images)
         images.flush()
         digest = hashlib.sha256(images).hexdigest()

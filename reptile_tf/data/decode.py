@@ -109,6 +109,14 @@ def picture(
         raise UserError(f"cannot read {path} as an image ({reason}); replace it, or move it away") from error
 
 
+def of_pixels(pixels: np.ndarray, size: int, channels: int) -> np.ndarray:
+    """As `read`, of an image that is decoded already: uint8 [height, width, 1, 3 or 4 channels]."""
+    small = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).resize((size, size), RESAMPLING)
+    if small.mode == "RGBA":
+        small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small)
+    return np.asarray(small.convert(_MODES[channels])).reshape(size, size, channels)
+
+
 def _as_shown(image: Image.Image, size: tuple[int, int], mode: str) -> Image.Image:
     """`image` as a viewer shows it, of `size`, width first."""
     if image.width * image.height > MAX_PIXELS:

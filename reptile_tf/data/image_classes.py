@@ -1,6 +1,8 @@
 """The one type that every data set gives: images grouped by class."""
 
 import dataclasses
+import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -105,6 +107,14 @@ class ImageClasses:
             raise ValueError(f"cannot take {n_train} of {len(self)} classes and leave some")
         order = np.random.Generator(np.random.Philox(seed)).permutation(len(self))
         return self.subset(order[:n_train]), self.subset(order[n_train:])
+
+    def map(
+        self, function: Callable[[np.ndarray], Any], batch: int = 256, store: str | os.PathLike | None = None
+    ) -> "ImageClasses":
+        """Classes of what a function makes of the samples, computed once; see `arrays.mapped`."""
+        from reptile_tf.data import arrays
+
+        return arrays.mapped(self, function, batch, store)
 
     def with_rotations(self) -> "ImageClasses":
         """Adds every class turned by 90, 180 and 270 degrees as classes of their own (paper, section 6.1).

@@ -38,7 +38,7 @@ class Folder(Problem):
     name = "folder"
     presets: ClassVar = {"folder-quick": QUICK} | {f"folder-{shots}shot-5way": preset(shots) for shots in (1, 5)}
     defaults: ClassVar = {"filters": 32}
-    lacks = ("source",)
+    lacks = ()
     onednn = True
 
     def network(self, settings: Settings) -> "keras.Model":
@@ -48,9 +48,13 @@ class Folder(Problem):
         return models.miniimagenet(settings.classes, settings.filters, settings.size, settings.channels)
 
     def load(self, settings: Settings) -> tuple["ImageClasses", str]:
-        """From `data_dir`, with a store of decoded images beside them."""
-        from reptile_tf.data import folder, splits
+        """From `data_dir`, with a store of decoded images beside them, or from TensorFlow Datasets."""
+        from reptile_tf.data import arrays, folder, splits
 
+        if settings.source != "raw":
+            if not (name := settings.source.partition(":")[2]):
+                raise UserError(f"--source must be raw or tfds:NAME here, not {settings.source}")
+            return arrays.from_tfds(name, settings.size, settings.channels, settings.data_dir or None), name
         if not settings.data_dir:
             raise UserError("name the folder of your images (or a table of them) with --data-dir")
         split = functools.partial(splits.split_names, split=settings.split, seed=settings.seed, ways=settings.classes)

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from reptile_tf.errors import UserError
 from reptile_tf.problems.problem import Problem, Sets
 from reptile_tf.settings import Settings
 
@@ -46,6 +47,8 @@ class Omniglot(Problem):
             classes = glyphs.load()
         elif settings.source == "tfds":
             classes = omniglot.load_tfds(settings.data_dir or None)
+        elif settings.source != "raw":
+            raise UserError(f"--source must be raw, tfds or glyphs here, not {settings.source}")
         else:
             classes = omniglot.load_raw(settings.data_dir or "data/omniglot")
         return classes, f"omniglot ({settings.source})"
