@@ -10,6 +10,7 @@ import tarfile
 import zipfile
 
 import PIL.Image
+import waiting
 from mirrors import digest_of
 
 from reptile_tf.fetch import imagenet
@@ -90,11 +91,17 @@ class ImageNet:
     def interrupted(self, root: pathlib.Path, variable: str, moment: str, call: int, how: signal.Signals):
         """Runs the plain script, which sends itself a signal at the given call of os.replace or os.rename."""
         driver = f"""
-import os, signal, sys, time
+import os, signal, sys, threading, time
 sys.path.insert(0, {str(SCRIPT.parent)!r})
 from reptile_tf.fetch import __main__ as fetch, imagenet
 imagenet.fetch_miniimagenet.__defaults__ = ({self.digest!r},)
-signal.signal(signal.SIGINT, signal.default_int_handler)
+seen = threading.Event()
+
+def handle(*arguments):
+    seen.set()
+    signal.default_int_handler(*arguments)
+
+signal.signal(signal.SIGINT, handle)
 os.cpu_count = lambda: 2
 real, calls = os.{moment}, []
 
@@ -103,7 +110,8 @@ def deadly(*arguments):
     if len(calls) == {call}:
         os.kill(os.getpid(), {int(how)})
     if len(calls) >= {call}:
-        time.sleep(0.5)  # until the main thread has seen it
+        seen.wait()  # until the main thread has seen it
+        time.sleep(0.5)  # and, nearly always, told the others to stop
     real(*arguments)
 
 os.{moment} = deadly
@@ -111,4 +119,4 @@ sys.exit(fetch.main(["miniimagenet", {str(root)!r}]))
 """
         environment = os.environ | self.environment(variable)
         command = [sys.executable, "-c", driver]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=waiting.LIMIT)

@@ -10,6 +10,8 @@ import sys
 import threading
 import zipfile
 
+import waiting
+
 from reptile_tf.fetch import archive
 
 SCRIPT = pathlib.Path(__file__).parents[1] / "fetch_data.sh"
@@ -23,7 +25,8 @@ FILES = {
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """fetch_data.sh with these arguments and settings."""
     environment = {**os.environ, "PYTHON": sys.executable, "no_proxy": "127.0.0.1", **environment}
-    return subprocess.run(["bash", SCRIPT, *arguments], env=environment, capture_output=True, text=True, timeout=120)
+    command = ["bash", SCRIPT, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=waiting.LIMIT)
 
 
 def digest_of(files: dict[str, bytes]) -> str:

@@ -7,11 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import waiting
 from matplotlib import image
 
 import reptile_tf
@@ -105,11 +105,7 @@ def test_load_names_a_network_that_it_does_not_know(trained, tmp_path, of_config
 
 def wait_for(process, folder, iteration):
     """Waits until a running process has saved a checkpoint of `iteration` or later."""
-    deadline = time.monotonic() + 120
-    while not [n for n in RunFolder(folder).iterations() if n >= iteration]:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    waiting.until(lambda: max(RunFolder(folder).iterations(), default=0) >= iteration, process)
 
 
 def test_a_run_killed_twice_ends_with_the_same_weights(trained, tmp_path):

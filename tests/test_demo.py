@@ -6,6 +6,7 @@ import socket
 import subprocess
 
 import pytest
+import waiting
 from conftest import DEMO, in_node
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
@@ -13,7 +14,9 @@ PAGES = ("page.test.js", "devices.test.js")
 
 
 def node(*arguments):
-    return subprocess.run(["node", *arguments], cwd=DEMO, capture_output=True, text=True, timeout=600, check=False)
+    return subprocess.run(
+        ["node", *arguments], cwd=DEMO, capture_output=True, text=True, timeout=waiting.LIMIT, check=False
+    )
 
 
 @pytest.fixture(scope="module")

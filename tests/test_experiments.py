@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import taylor  # of experiments/
+import waiting
 
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
 TINY = (
@@ -18,7 +19,7 @@ TINY = (
 
 def run(script, *arguments):
     command = [sys.executable, EXPERIMENTS / script, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=waiting.LIMIT, check=False)
 
 
 def rows(path):

@@ -10,9 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
+import waiting
 from mirrors import EVERYTHING, PARTS, SCRIPT, fetch, run, serving, unpacked
 
 from reptile_tf.fetch import archive
@@ -119,7 +119,8 @@ def deadly(path, *arguments, **options):
 {moment} = deadly
 archive.fetch_omniglot({mirror.as_uri()!r}, pathlib.Path({str(root)!r}), 10, {PARTS!r})
 """
-    killed = subprocess.run([sys.executable, "-c", driver], cwd=SCRIPT.parent, capture_output=True, timeout=60)
+    command = [sys.executable, "-c", driver]
+    killed = subprocess.run(command, cwd=SCRIPT.parent, capture_output=True, timeout=waiting.LIMIT)
     assert killed.returncode == -signal.SIGKILL
     assert (root / ".omniglot.unpacking").is_dir()
     assert not (root / "omniglot").exists()
@@ -140,10 +141,7 @@ def test_killed_while_downloading_it_frees_the_lock_and_keeps_what_came(mirror, 
                 head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(whole)}\r\n\r\n".encode()
                 connection.sendall(head + whole[:5000])
                 partial = root / ".download" / "images_background.zip"
-                deadline = time.monotonic() + 10
-                while not (partial.exists() and partial.stat().st_size == 5000):
-                    assert time.monotonic() < deadline
-                    time.sleep(0.01)
+                waiting.until(lambda: partial.exists() and partial.stat().st_size == 5000)
                 with pytest.raises(archive.FetchError, match=r"another fetch_data.sh is at work in .*data; wait"):
                     fetch(mirror.as_uri(), root)
                 process.kill()
@@ -159,7 +157,7 @@ def test_killed_while_downloading_it_frees_the_lock_and_keeps_what_came(mirror, 
 
 def test_without_curl_it_says_so(root, tmp_path):
     command = [sys.executable, SCRIPT.parent / "reptile_tf" / "fetch" / "__main__.py", "omniglot", root]
-    done = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=waiting.LIMIT)
     assert done.returncode == 1
     assert "curl is not installed; install it, or put the file at" in done.stderr
 

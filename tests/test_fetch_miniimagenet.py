@@ -8,8 +8,10 @@ import os
 import pathlib
 import shutil
 import signal
+import threading
 
 import pytest
+import waiting
 from made_imagenet import VARIABLES, encoded
 from mirrors import unpacked
 
@@ -57,10 +59,20 @@ def test_the_real_lists_are_the_pinned_ones():
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch, capsys):
     monkeypatch.setattr(parallel, "SECONDS_BETWEEN_LINES", 0)
-    parallel.in_parallel("images", lambda job: parallel.time.sleep(0.1), range(8 * os.cpu_count()), before=10)
+    shown, show = threading.Semaphore(0), parallel._Progress.show
+
+    def noted(*arguments, **options):
+        show(*arguments, **options)
+        shown.release()
+
+    def work(job):
+        assert not job or shown.acquire(timeout=waiting.LIMIT)  # the first is done before there is a line
+
+    monkeypatch.setattr(parallel._Progress, "show", noted)
+    parallel.in_parallel("images", work, range(5), before=10)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) >= 3
-    assert lines[-1].startswith(f"images {10 + 8 * os.cpu_count()}/{10 + 8 * os.cpu_count()}  ")
+    assert lines[-1].startswith("images 15/15  ")
     assert lines[-1].endswith("/s  0:00 left")
 
 

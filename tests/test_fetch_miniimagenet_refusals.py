@@ -9,6 +9,7 @@ import sys
 import zipfile
 
 import pytest
+import waiting
 from made_imagenet import SCRIPT, VARIABLES
 from mirrors import digest_of, unpacked
 
@@ -91,7 +92,7 @@ def run(root: pathlib.Path, **environment: str) -> subprocess.CompletedProcess:
         **environment,
     }
     command = ["bash", SCRIPT, "miniimagenet", root]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=waiting.LIMIT)
 
 
 @pytest.mark.parametrize(("count", "named"), [(0, "none"), (2, "IMAGENET_TAR, IMAGENET_DIR")])

@@ -8,10 +8,10 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
+import waiting
 from claims import claim
 from workers import assert_close, ended, launched, start, state
 
@@ -48,11 +48,7 @@ def test_any_number_of_workers_gives_the_same_results(whole, count):
 
 
 def wait_for_checkpoint(process, folder, iteration=1):
-    deadline = time.monotonic() + 100
-    while max(RunFolder(folder).iterations(), default=0) < iteration:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    waiting.until(lambda: max(RunFolder(folder).iterations(), default=0) >= iteration, process)
 
 
 def worker(launcher, index):
@@ -75,10 +71,7 @@ def test_workers_end_when_their_launcher_is_killed(tmp_path):
     wait_for_checkpoint(launcher, tmp_path / "run")
     workers = [worker(launcher, index) for index in (0, 1)]
     launcher.kill()
-    deadline = time.monotonic() + 100
-    while not all(map(gone, workers)):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    waiting.until(lambda: all(map(gone, workers)))
     launcher.communicate()
     assert RunFolder(tmp_path / "run").load().iteration < 1000000
 
@@ -160,12 +153,13 @@ def test_the_first_failures_exit_code_is_the_launchers(tmp_path, capfd):
     """And the others, which would go on for long, are ended."""
     script = tmp_path / "script.py"
     script.write_text(
-        "import json, os, sys, time\n"
-        "time.sleep(60) if json.loads(os.environ['TF_CONFIG'])['task']['index'] != 1 else sys.exit(7)\n"
+        "import json, os, pathlib, sys, time\n"
+        "if json.loads(os.environ['TF_CONFIG'])['task']['index'] == 1: sys.exit(7)\n"
+        f"time.sleep({waiting.LIMIT})\n"
+        "pathlib.Path(__file__).with_name('ended by itself').touch()\n"
     )
-    began = time.monotonic()
     assert launch.main(["--workers=3", str(script)]) == 7
-    assert time.monotonic() - began < 30
+    assert not (tmp_path / "ended by itself").exists()
     assert re.search(r"launch: worker 1 \(127.0.0.1:\d+\) ended with exit code 7; the other", capfd.readouterr().err)
 
 
@@ -197,7 +191,7 @@ def test_output_of_any_encoding_is_passed_on(tmp_path, monkeypatch):
 
 def test_a_terminal_that_goes_away_ends_the_workers(tmp_path, monkeypatch):
     script = tmp_path / "script.py"
-    script.write_text("import os, signal, time; os.kill(os.getppid(), signal.SIGHUP); time.sleep(100)")
+    script.write_text("import os, signal, time; os.kill(os.getppid(), signal.SIGHUP); time.sleep(1000)")
     old = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, and so has the launcher then
     try:
         assert launch.main(["--workers=1", str(script)]) == 128 + signal.SIGTERM
@@ -239,7 +233,10 @@ def starts(folder):
 
 @pytest.mark.parametrize("code", [1, 2])
 @pytest.mark.parametrize("late", ["0", "1"])
-def test_a_mistake_is_not_repeated_even_if_another_worker_tells_of_a_loss_first(tmp_path, capfd, code, late):
+def test_a_mistake_is_not_repeated_even_if_another_worker_tells_of_a_loss_first(
+    tmp_path, capfd, monkeypatch, code, late
+):
+    monkeypatch.setattr(launch, "GRACE", waiting.LIMIT)
     script = script_of(tmp_path / "script.py", TELLING, f"time.sleep({late}); {MISTAKEN.format(code)}")
     assert launch.main(["--workers=2", "--restarts=3", script]) == code
     assert starts(tmp_path) == [1, 1]
@@ -252,7 +249,8 @@ def test_a_mistake_is_not_repeated_even_if_another_worker_tells_of_a_loss_first(
 @pytest.mark.parametrize(
     ("doing", "code"), [((TELLING, TELLING), 75), (("sys.exit(7)", TELLING), 7), ((TELLING, DYING), 137)]
 )
-def test_a_loss_or_a_crash_is_restarted(tmp_path, capfd, doing, code):
+def test_a_loss_or_a_crash_is_restarted(tmp_path, capfd, monkeypatch, doing, code):
+    monkeypatch.setattr(launch, "GRACE", waiting.LIMIT)
     script = script_of(tmp_path / "script.py", *doing)
     assert launch.main(["--workers=2", "--restarts=1", script]) == code
     assert "launch: all 2 start again; restarts left: 0\n" in capfd.readouterr().err
@@ -260,7 +258,7 @@ def test_a_loss_or_a_crash_is_restarted(tmp_path, capfd, doing, code):
 
 def test_a_worker_that_does_not_end_is_ended_after_another_told_of_its_loss(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(launch, "GRACE", 0.5)
-    assert launch.main(["--workers=2", script_of(tmp_path / "script.py", TELLING, "time.sleep(60)")]) == 75
+    assert launch.main(["--workers=2", script_of(tmp_path / "script.py", TELLING, "time.sleep(1000)")]) == 75
     assert re.search(r"launch: worker 0 \(127.0.0.1:\d+\) ended with exit code 75; the oth", capfd.readouterr().err)
 
 

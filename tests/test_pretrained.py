@@ -7,6 +7,7 @@ import re
 import nbclient
 import nbformat
 import pytest
+import waiting
 
 import reptile_tf
 from reptile_tf import data
@@ -20,7 +21,8 @@ WEIGHTS = ROOT / "pretrained" / "omniglot-5way"
 def notebook():
     """The notebook, run from top to bottom: real Omniglot if OMNIGLOT_DIR names it, else glyphs."""
     made = nbformat.read(ROOT / "examples" / "few_shot.ipynb", as_version=4)
-    nbclient.NotebookClient(made, timeout=600, resources={"metadata": {"path": str(ROOT / "examples")}}).execute()
+    where = {"metadata": {"path": str(ROOT / "examples")}}
+    nbclient.NotebookClient(made, timeout=waiting.LIMIT, resources=where).execute()
     return made
 
 

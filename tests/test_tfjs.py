@@ -13,6 +13,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import waiting
 from conftest import DEMO, in_node, relative
 
 from reptile_tf import (
@@ -119,7 +120,7 @@ def test_the_reference_is_what_the_learner_does(trained, exported):
 def in_javascript(folder):
     """What the browser's code makes of an exported model."""
     done = subprocess.run(
-        ["node", "test/steps.js", folder], cwd=DEMO, capture_output=True, text=True, timeout=300, check=False
+        ["node", "test/steps.js", folder], cwd=DEMO, capture_output=True, text=True, timeout=waiting.LIMIT, check=False
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import waiting
 
 from reptile_tf.checkpoint import RunFolder
 from reptile_tf.launch import _free_ports
@@ -49,10 +50,10 @@ def cluster(count, *flags, script="run_omniglot.py"):
     return processes, addresses
 
 
-def ended(process, code=0, seconds=120):
+def ended(process, code=0):
     """Waits for a process's end; returns its lines, without those of TensorFlow's start."""
     try:
-        output, _ = process.communicate(timeout=seconds)
+        output, _ = process.communicate(timeout=waiting.LIMIT)
     finally:
         process.kill()
     lines = [line for line in output.splitlines() if "0000 00:00:" not in line and "absl::InitializeLog" not in line]

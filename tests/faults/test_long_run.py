@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+import waiting
 from tools import TINY
 
 from reptile_tf.checkpoint import KEEP, RunFolder
@@ -53,7 +54,7 @@ def test_a_long_run_takes_no_more_with_time(tmp_path, record_property):
                 samples.append({"done": done, "wall": time.monotonic()} | measured(process.pid))
                 sizes.append(sum(map(size, folder.path.rglob("*"))))
             time.sleep(0.1)
-        output = process.communicate(timeout=300)[0]
+        output = process.communicate(timeout=waiting.LIMIT)[0]
     assert process.returncode == 0, output
     assert len(samples) >= 8
     columns = {name: np.array([sample[name] for sample in samples]) for name in samples[0]}

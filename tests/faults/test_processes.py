@@ -15,6 +15,7 @@ import time
 
 import numpy as np
 import pytest
+import waiting
 from PIL import Image
 from tools import contents, leftovers
 
@@ -43,16 +44,8 @@ def newest(folder):
 
 
 def wait_for(folder, iteration, process, condition=lambda: True):
-    """Until a checkpoint of so many meta-iterations is there, and `condition` holds.
-
-    Kills a process that takes two minutes for it.
-    """
-    deadline = time.monotonic() + 120
-    while newest(folder) < iteration or not condition():
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            pytest.fail(process.communicate()[0])
-        time.sleep(0.001)
+    """Until a checkpoint of so many meta-iterations is there, and `condition` holds."""
+    waiting.until(lambda: newest(folder) >= iteration and condition(), process)
 
 
 def unfinished(folder):
@@ -73,7 +66,7 @@ def stopped_in_writing(folder, process):
 
 
 def ended(process):
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=waiting.LIMIT)
     assert process.returncode == 0, output
     return output
 
@@ -96,7 +89,7 @@ def test_killed_at_random_moments_training_ends_with_the_same_weights(tmp_path, 
         else:
             wait_for(folder, iteration, process, lambda p=process: stopped_in_writing(folder, p))
         process.send_signal(signal.SIGKILL)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=waiting.LIMIT)
         in_writing += unfinished(folder)
         resumed = re.search(r"going on from meta-iteration (\d+)", output)
         assert (int(resumed[1]) if resumed else 0) == before, f"kill {kill}: {output}"
@@ -110,8 +103,8 @@ def test_killed_at_random_moments_training_ends_with_the_same_weights(tmp_path, 
     assert not leftovers(folder)
 
 
-def killed_often(begin, complete, seconds):
-    """Kills what `begin` starts at random moments of the `seconds` that it takes.
+def killed_often(begin, complete, progress, total):
+    """Kills what `begin` starts, each time after another part of its work: `progress()` counts up to `total`.
 
     `complete` says whether all is in place (or fails, if only some is): then the next one begins from nothing. Lets the
     last one end, and returns how many kills came before all was in place.
@@ -119,12 +112,13 @@ def killed_often(begin, complete, seconds):
     print(f"FAULTS_SEED={SEED}")
     rng, cut_off = np.random.default_rng(SEED), 0
     for _ in range(KILLS):
-        process = begin()
-        time.sleep(rng.uniform(0, seconds))
+        process, moment = begin(), rng.integers(total)
+        waiting.until(lambda p=process, m=moment: progress() >= m or p.poll() is not None)
+        time.sleep(rng.uniform(0, 0.005))  # not only just after something was counted
         process.kill()
-        process.wait(timeout=60)
+        process.wait(timeout=waiting.LIMIT)
         cut_off += not complete()
-    assert begin().wait(timeout=300) == 0
+    assert begin().wait(timeout=waiting.LIMIT) == 0
     assert complete()
     return cut_off
 
@@ -163,26 +157,39 @@ def test_fetching_killed_at_random_moments_puts_all_or_nothing_in_place(tmp_path
             assert contents(target) == expected
         return target.exists()
 
+    def progress():
+        """How many files there are, finished or not; those of the download stay."""
+        return sum(len(names) for _, _, names in os.walk(tmp_path / "killed"))
+
     target = tmp_path / "killed" / data_set
-    began = time.monotonic()
-    assert begin("whole").wait(timeout=300) == 0
-    seconds, expected = time.monotonic() - began, contents(tmp_path / "whole" / data_set)
-    cut_off = killed_often(begin_again, complete, seconds)
+    assert begin("whole").wait(timeout=waiting.LIMIT) == 0
+    expected = contents(tmp_path / "whole" / data_set)
+    cut_off = killed_often(begin_again, complete, progress, len(expected))
     assert {path.name for path in (tmp_path / "killed").iterdir()} - {".download"} == {data_set}
     record_property("counts", f"{KILLS} kills, {cut_off} before all was in place (FAULTS_SEED={SEED})")
     assert cut_off > 0
 
 
 # Starting TensorFlow once, and then a process for each line that names a folder of photographs: its number, its end.
+# It adds a byte to a file, the argument, for each image that it opens.
 PREPARER = """
 import os, sys
+from PIL import Image
 from reptile_tf.data import miniimagenet
+
+def counting(*arguments, **options):
+    os.write(count, b".")
+    return real(*arguments, **options)
+
+real, Image.open = Image.open, counting
 for line in sys.stdin:
+    count = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     child = os.fork()
     if not child:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         miniimagenet.load(line.strip())
         os._exit(0)
+    os.close(count)
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
@@ -200,6 +207,9 @@ class Preparing:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._child, signal.SIGKILL)
 
+    def poll(self):
+        """None; it is the preparer that learns of the end."""
+
     def wait(self, timeout):
         del timeout
         return int(self._preparer.stdout.readline())
@@ -209,14 +219,12 @@ def test_preparing_images_killed_at_random_moments_makes_the_same_store(tmp_path
     """Omniglot's store is made by the same code."""
     whole = make_photographs(tmp_path / "whole")
     killed = shutil.copytree(whole, tmp_path / "killed")
-    command = [sys.executable, "-c", PREPARER]
+    opened = tmp_path / "opened"
+    command = [sys.executable, "-c", PREPARER, str(opened)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as preparer:
-        assert Preparing(preparer, whole).wait(None) == 0  # starts TensorFlow, too
-        for path in whole.glob("prepared*"):
-            path.unlink()
-        began = time.monotonic()
         assert Preparing(preparer, whole).wait(None) == 0
-        seconds = time.monotonic() - began
+        total = opened.stat().st_size
+        assert total == 36 * 20
         expected = {path.name: path.read_bytes() for path in whole.glob("prepared*")}
         assert len(expected) == 2
 
@@ -230,7 +238,7 @@ def test_preparing_images_killed_at_random_moments_makes_the_same_store(tmp_path
                 assert {path.name: path.read_bytes() for path in killed.glob("prepared*")} == expected
             return there
 
-        cut_off = killed_often(begin, complete, seconds)
+        cut_off = killed_often(begin, complete, lambda: opened.stat().st_size, total)
         preparer.stdin.close()
     assert not leftovers(killed)
     record_property("counts", f"{KILLS} kills, {cut_off} before all was in place (FAULTS_SEED={SEED})")
@@ -249,7 +257,7 @@ def running(tmp_path):
 
 def test_a_second_process_is_refused_and_a_dead_ones_lock_is_none(running, tmp_path):
     second = start(tmp_path / "run", 10**7)
-    output, _ = second.communicate(timeout=120)
+    output, _ = second.communicate(timeout=waiting.LIMIT)
     assert second.returncode == 1
     assert f"is in use by process {running.pid} on " in output.splitlines()[-1]
     assert "Traceback" not in output
@@ -269,7 +277,7 @@ def test_a_run_goes_on_when_nobody_listens(tmp_path):
         process.stdout.readline()
         process.stdout.close()
         error = process.stderr.read()
-        assert process.wait(timeout=300) == 0, error
+        assert process.wait(timeout=waiting.LIMIT) == 0, error
     assert "cannot write to standard output (Broken pipe): going on in silence" in error
     assert "Traceback" not in error
     assert newest(tmp_path / "run") == 40

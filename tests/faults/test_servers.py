@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+import waiting
 from mirrors import EVERYTHING, fetch, run, serving, unpacked
 
 pytestmark = [
@@ -84,12 +85,9 @@ def test_a_server_that_falls_silent_is_given_up(root, sent):
         stop = threading.Event()
         thread = threading.Thread(target=answer if sent is not None else stop.wait)
         thread.start()
-        start = time.monotonic()
-        done = run("omniglot", str(root), OMNIGLOT_URL=base, FETCH_PATIENCE="2")
-        seconds = time.monotonic() - start
+        done = run("omniglot", str(root), OMNIGLOT_URL=base, FETCH_PATIENCE="2")  # ends, although the server does not
         stop.set()
         thread.join()
-    assert seconds < 20
     assert done.returncode == 1
     assert done.stderr.startswith(f"fetch_data.sh: cannot download {base}/images_background.zip (")
     assert done.stderr.count("\n") == 1
@@ -100,14 +98,12 @@ def test_a_server_that_refuses_is_tried_again_and_given_up(root):
         port = listener.getsockname()[1]
     start = time.monotonic()
     done = run("omniglot", str(root), OMNIGLOT_URL=f"http://127.0.0.1:{port}", FETCH_PATIENCE="2")
-    assert 1 < time.monotonic() - start < 20
+    assert time.monotonic() - start > 1
     assert done.returncode == 1
     assert done.stderr.startswith(f"fetch_data.sh: cannot download http://127.0.0.1:{port}/images_background.zip (")
 
 
 def test_an_address_without_the_file_fails_at_once(root):
-    start = time.monotonic()
-    done = run("omniglot", str(root), OMNIGLOT_URL="file:///nowhere")
-    assert time.monotonic() - start < 20  # and not the 60 of FETCH_PATIENCE
+    done = run("omniglot", str(root), OMNIGLOT_URL="file:///nowhere", FETCH_PATIENCE=str(10 * waiting.LIMIT))
     assert done.returncode == 1
     assert "cannot download file:///nowhere/images_background.zip" in done.stderr
