@@ -4,7 +4,8 @@ import { listen } from './server.js';
 
 const port = Number(process.argv[2] || 8000);
 try {
-  if (!Number.isInteger(port) || port < 0 || port > 65535) throw new Error(`${process.argv[2]} is not a port: give a number from 0 to 65535`);
+  if (!Number.isInteger(port) || port < 0 || port > 65535)
+    throw new Error(`${process.argv[2]} is not a port: give a number from 0 to 65535`);
   const server = await listen(port);
   console.log(`the demo is at http://localhost:${server.address().port}/ (Ctrl-C ends it)`);
 } catch (error) {

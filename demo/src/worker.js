@@ -92,6 +92,7 @@ function messages() {
 }
 
 function fail(error) {
-  const text = error instanceof ModelError ? error.message : `The model does not work in this browser: ${error.message}`;
+  const text =
+    error instanceof ModelError ? error.message : `The model does not work in this browser: ${error.message}`;
   postMessage({ error: text });
 }
