@@ -98,6 +98,12 @@ def test_the_commands_exist_and_their_flags_are_right(place, request):
         in_bash(block, place, CHECK_ONLY="1")
 
 
+@pytest.mark.parametrize("place", PAGES, indirect=True)
+def test_so_do_those_within_the_text(place, request):
+    commands = re.findall(r"`((?:make|python) [^`…]+)`", text_of(request.node.callspec.params["place"]))
+    in_bash("\n".join(["true", *commands]), place, CHECK_ONLY="1")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("place", PAGES, indirect=True)
 def test_a_page_runs_from_top_to_bottom(place, request):

@@ -8,7 +8,6 @@ import math
 import re
 import subprocess
 import sys
-from decimal import ROUND_HALF_UP, Decimal
 
 import numpy as np
 import pytest
@@ -43,8 +42,8 @@ COMMIT = re.compile(r"\b(?=\d*[a-f])(?=[a-f]*\d)[0-9a-f]{7,10}\b")
 
 def is_rounded(shown: str, value: float) -> bool:
     """Whether the text is that number, rounded to as many digits."""
-    digits = Decimal(1).scaleb(-len(shown.partition(".")[2]))
-    return Decimal(shown.replace(",", "")) == Decimal(f"{value:.10g}").quantize(digits, ROUND_HALF_UP)
+    digits = len(shown.partition(".")[2])
+    return abs(float(shown.replace(",", "")) - value) <= 0.5 * 10**-digits + 1e-9
 
 
 def numbers(text: str) -> list[str]:
@@ -238,6 +237,30 @@ def test_the_model_card_has_the_results():
     for shots, suffix in itertools.product((1, 5), ("", ", not transductive")):
         accuracy, ci95 = percent(read(RESULTS / f"omniglot-5way-{shots}shot.json")[f"test{suffix}"])
         assert f"{accuracy:.2f} ± {ci95:.2f}" in card
+
+
+def test_the_experiments_numbers_are_of_their_files():
+    folder = ROOT / "experiments"
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    known = [row for path in (folder / "results").glob("*.csv") for row in read(path)]
+    pairs = {tuple(float(v) for n, v in row.items() if n.startswith(("accuracy", "ci95", "mean"))) for row in known}
+    said = re.findall(r"(\d+\.\d+) ± (\d+\.\d+)", text)
+    assert len(said) > 50
+    for pair in said:
+        assert any(len(each) == 2 and all(map(is_rounded, pair, each)) for each in pairs), pair
+    names = {
+        "maml": "MAML",
+        "fomaml": "MAML, first order",
+        "foml": "FOML",
+        "reptile": "Reptile",
+        "joint": "joint training",
+    }
+    table = {tuple(row[:2]): numbers(" ".join(row[2:])) for row in rows(text)}
+    for row in read(folder / "results" / "maml.csv"):
+        own = [
+            float(value) for name, value in row.items() if name not in ("algorithm", "k", "meta_iterations", "tasks")
+        ]
+        assert all(map(is_rounded, table[names[row["algorithm"]], row["k"]], own)), row
 
 
 def test_the_papers_numbers_in_commands_are_the_papers():
