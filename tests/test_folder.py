@@ -96,3 +96,112 @@ def test_what_hinders_reading_is_no_bad_image(photographs):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert folder.decode(files, images, skip_bad_images=True).bad == []
+
+
+def grey(value, size=(8, 8)):
+    return Image.new("RGB", size, (value, value, value))
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """Three classes of two images; each image is of one grey, which is its number times ten."""
+    for number in range(6):
+        (tmp_path / "plain" / "abc"[number // 2]).mkdir(parents=True, exist_ok=True)
+        grey(10 * number).save(tmp_path / "plain" / "abc"[number // 2] / f"{number}.png")
+    return tmp_path / "plain"
+
+
+def test_height_and_width_may_differ(photographs):
+    loaded = folder.load(photographs, size=(5, 7), channels=1)
+    assert loaded.images.shape == (5, 5, 7, 1)
+
+
+def test_a_table_gives_the_images_that_it_names(plain):
+    (plain / "labels.csv").write_text("path,label,set\na/0.png,x,train\nb/3.png,y,test\nc/4.png,x,train\n")
+    loaded = folder.load(plain / "labels.csv", size=2)
+    assert loaded.names == ("train/x", "test/y")
+    assert loaded.images[:, 0, 0, 0].tolist() == [0, 40, 30]
+
+
+def test_several_pictures_in_a_file_are_counted_in_one_line(plain, capsys):
+    for name in ("a/7.gif", "b/8.tif"):
+        grey(1).save(plain / name, save_all=True, append_images=[grey(2)])
+    folder.load(plain, size=2)
+    assert f"2 files have several pictures, such as {plain}/a/7.gif: the first is taken\n" in capsys.readouterr().out
+
+
+def test_bad_images_are_left_out_and_named(plain, capsys):
+    (plain / "a" / "1.png").write_bytes(b"no image")
+    loaded = folder.load(plain, size=2, skip_bad_images=True)
+    assert loaded.counts.tolist() == [1, 2, 2]
+    assert loaded.images[:, 0, 0, 0].tolist() == [0, 20, 30, 40, 50]
+    assert capsys.readouterr().out.endswith(f"\nwarning: left out, since it is no image: {plain}/a/1.png\n")
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_an_image_in_two_sets_is_named(plain, kept):
+    (plain / "train").mkdir()
+    (plain / "test").mkdir()
+    for name, part in (("a", "train"), ("b", "train"), ("c", "test")):
+        (plain / name).rename(plain / part / name)
+    folder.load(plain, size=2, store=kept)
+    copy = plain / "test" / "c" / "copy.png"
+    copy.write_bytes((plain / "train" / "a" / "1.png").read_bytes())
+    (plain / "test" / "c" / "twice.png").write_bytes(copy.read_bytes())
+    for _ in range(2):
+        with pytest.raises(
+            UserError, match=r"in the sets train, test: train/a/1.png, test/c/copy.png in .*plain; what"
+        ):
+            folder.load(plain, size=2, store=kept)
+    copy.unlink()
+    (plain / "test" / "c" / "twice.png").unlink()
+    folder.load(plain, size=2, store=kept)
+
+
+def test_an_image_in_two_classes_is_an_error_once_they_are_split(plain, capsys):
+    (plain / "c" / "copy.png").write_bytes((plain / "a" / "1.png").read_bytes())
+    folder.load(plain, size=2)
+    assert f"warning: 1 images are in several classes, such as a/1.png and c/copy.png in {plain}" in (
+        capsys.readouterr().out
+    )
+    folder.load(plain, size=2, split=lambda names: {"train": ["a", "c"], "test": ["b"]})
+    with pytest.raises(UserError, match="the same image is in the sets train, test: a/1.png, c/copy.png in"):
+        folder.load(plain, size=2, split=lambda names: {"train": names[:2], "test": names[2:]})
+
+
+def test_a_store_is_made_once_and_for_each_kind_of_image(plain, monkeypatch):
+    calls = []
+    original = folder.decode
+    monkeypatch.setattr(
+        folder, "decode", lambda files, *rest, **more: calls.append(1) or original(files, *rest, **more)
+    )
+    first = folder.load(plain, size=2, store=True)
+    again = folder.load(plain, size=2, store=True)
+    assert len(calls) == 1
+    assert isinstance(again.images.base, np.memmap)
+    np.testing.assert_array_equal(again.images, first.images)
+    assert folder.load(plain, size=(2, 3), store=True).images.shape == (6, 2, 3, 3)
+    assert folder.load(plain, size=2, channels=1, store=True).images.shape == (6, 2, 2, 1)
+    (plain / "labels.csv").write_text("path,label\na/0.png,x\n")
+    assert len(folder.load(plain / "labels.csv", size=2, store=True).images) == 1
+    assert len(calls) == 4
+    folder.load(plain, size=2, store=True)
+    assert len(calls) == 4
+    manifests = sorted(path.name for path in plain.glob("prepared*.json"))
+    expected = ["prepared-2x2x1.json", "prepared-2x2x3.json", "prepared-2x3x3.json", "prepared-labels-2x2x3.json"]
+    assert manifests == expected
+    monkeypatch.setattr("reptile_tf.data.decode.VERSION", 0)  # as another version of this package decodes
+    folder.load(plain, size=2, store=True)
+    assert len(calls) == 5
+
+
+def test_a_table_with_other_labels_is_prepared_anew(plain):
+    for label in "xy":
+        (plain / "labels.csv").write_text(f"path,label\na/0.png,{label}\n")
+        assert folder.load(plain / "labels.csv", size=2, store=True).names == (label,)
+
+
+def test_more_files_than_wait_at_a_time(plain, monkeypatch):
+    expected = folder.load(plain, size=2).images
+    monkeypatch.setattr(folder, "_AT_A_TIME", 4)
+    np.testing.assert_array_equal(folder.load(plain, size=2).images, expected)

@@ -21,15 +21,13 @@ from reptile_tf.progress import Progress, log
 
 _AT_A_TIME = 4096  # files that wait for a thread, which need some memory each
 
-Sets = dict[str, ImageClasses]
-
 
 def load(
     path: str | os.PathLike,
     size: int | tuple[int, int] = 84,
     channels: int = 3,
     *,
-    split: Callable[[ImageClasses], Sets] | None = None,
+    split: Callable[[Sequence[str]], Mapping[str, Sequence[str]]] | None = None,
     skip_bad_images: bool = False,
     store: bool = False,
 ) -> ImageClasses:
@@ -42,8 +40,8 @@ def load(
       path: ROOT of ROOT/CLASS/IMAGE or ROOT/{train,val,test}/CLASS/IMAGE, or a table of paths and labels (.csv).
       size: height and width to resize to, or both alike.
       channels: 3 for RGB or 1 for greyscale; images of other kinds are converted.
-      split: how the classes will be split, such as by `splits.split_classes`, so that the sets can be compared. Without
-        it they are if the names of the classes have sets.
+      split: how the classes will be split, so that the sets can be compared: from the names of all to those of each
+        set, as `splits.split_names` does it. Without it they are if the names have sets.
       skip_bad_images: leave out files that are no images, and say which, instead of stopping.
       store: keep the decoded images beside their source, for the next start, and map them into memory. Where nothing
         can be written there, they are held in memory, with a warning.
@@ -66,7 +64,8 @@ def load(
     if split is None:
         check_apart(same, listing.sets_of(classes.names), found.root)
     else:
-        check_apart(same, {name: part for part, of in split(classes).items() for name in of.names}, found.root)
+        sets = split(classes.names)
+        check_apart(same, {name: part for part, names in sets.items() for name in names}, found.root)
     return classes
 
 

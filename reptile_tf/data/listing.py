@@ -89,7 +89,9 @@ def of_table(path: pathlib.Path) -> Listing:
         for row in rows:
             if row:
                 where = f"{path}, line {rows.line_num}"
-                file, label = _line(dict(zip(columns, row, strict=False)), where, path.parent)
+                if len(row) != len(columns):
+                    raise UserError(f"{where}: {len(row)} values instead of {len(columns)}; put commas in quotes")
+                file, label = _line(dict(zip(columns, row, strict=True)), where, path.parent)
                 if file in lines:
                     raise UserError(f"{where}: {file} is in line {lines[file]}, too; remove one of them")
                 lines[file] = rows.line_num
@@ -165,7 +167,7 @@ def _in_order(classes: dict[str, list]) -> dict[str, list]:
 
 def sets_of(names: Sequence[str]) -> dict[str, str]:
     """The set of each class "SET/CLASS"; empty if the names are not such, or have not both train and test."""
-    sets = {name: name.partition("/")[0] for name in names}
+    sets = {name: name.partition("/")[0] if "/" in name else "" for name in names}
     return sets if {"train", "test"} <= set(sets.values()) <= set(SETS) else {}
 
 
