@@ -35,7 +35,8 @@ IMAGE = {"omniglot": (28, 28, 1), "miniimagenet": (84, 84, 3)}
 
 # Values that can be right, and little work. The flags of WORK always get one: their defaults are hours of training.
 GOOD = {
-    "source": ["raw", "tfds", "glyphs"], "seed": ["0", "1", str(2**63), str(2**64 - 1)], "classes": ["2", "2", "3"],
+    "source": ["raw", "tfds", "glyphs"], "split": ["", "1,1", "2,1,1", "background", "nosuch"],
+    "seed": ["0", "1", str(2**63), str(2**64 - 1)], "classes": ["2", "2", "3"],
     "shots": ["1", "2"], "train_shots": ["0", "1", "3"], "filters": ["1", "2"], "inner_batch": ["1", "2", "5"],
     "inner_iters": ["1", "2", "0x2"], "learning_rate": ["0", "1e-3", "1", "1e18", "1e-320"],
     "weight_decay": ["1", "0", "0.5", "1e9"], "foml_tail": ["0"],
