@@ -143,6 +143,14 @@ def test_every_page_and_picture_is_linked():
     assert [path.name for path in files if path not in linked and path.name != "paper.json"] == []
 
 
+def test_the_modules_of_the_map_exist():
+    named = re.findall(
+        r"`(\w+(?:\.py|/))`", text_of("README.md").split("## Map")[1].split("\n## ")[0].split("|---|")[1]
+    )
+    assert len(named) > 15
+    assert [name for name in named if not (ROOT / "reptile_tf" / name).exists()] == []
+
+
 def test_the_readme_is_short():
     assert len(text_of("README.md").split()) <= 900
 
