@@ -127,7 +127,7 @@ def test_several_pictures_in_a_file_are_counted_in_one_line(plain, capsys):
     for name in ("a/7.gif", "b/8.tif"):
         grey(1).save(plain / name, save_all=True, append_images=[grey(2)])
     folder.load(plain, size=2)
-    assert f"2 files have several pictures, such as {plain}/a/7.gif: the first is taken\n" in capsys.readouterr().out
+    assert f"of which the first is taken: 2, such as {plain}/a/7.gif\n" in capsys.readouterr().out
 
 
 def test_bad_images_are_left_out_and_named(plain, capsys):
@@ -150,7 +150,7 @@ def test_an_image_in_two_sets_is_named(plain, kept):
     (plain / "test" / "c" / "twice.png").write_bytes(copy.read_bytes())
     for _ in range(2):
         with pytest.raises(
-            UserError, match=r"in the sets train, test: train/a/1.png, test/c/copy.png in .*plain; what"
+            UserError, match=r"in the sets train, test: train/a/1.png, test/c/copy.png in .*plain \(1 of 1 such"
         ):
             folder.load(plain, size=2, store=kept)
     copy.unlink()
@@ -161,7 +161,7 @@ def test_an_image_in_two_sets_is_named(plain, kept):
 def test_an_image_in_two_classes_is_an_error_once_they_are_split(plain, capsys):
     (plain / "c" / "copy.png").write_bytes((plain / "a" / "1.png").read_bytes())
     folder.load(plain, size=2)
-    assert f"warning: 1 images are in several classes, such as a/1.png and c/copy.png in {plain}" in (
+    assert f"warning: images in several classes: 1, such as a/1.png and c/copy.png in {plain}" in (
         capsys.readouterr().out
     )
     folder.load(plain, size=2, split=lambda names: {"train": ["a", "c"], "test": ["b"]})
@@ -205,3 +205,22 @@ def test_more_files_than_wait_at_a_time(plain, monkeypatch):
     expected = folder.load(plain, size=2).images
     monkeypatch.setattr(folder, "_AT_A_TIME", 4)
     np.testing.assert_array_equal(folder.load(plain, size=2).images, expected)
+
+
+def test_a_store_leaves_those_of_like_names_alone(plain):
+    for name in ("2x2x3", "[ab]"):
+        (plain / f"{name}.csv").write_text("path,label\na/0.png,x\n")
+        folder.load(plain / f"{name}.csv", size=2, store=True)
+    before = {path.name for path in plain.glob("prepared*")}
+    being_written = plain / ".prepared-2x2x3-5x5x3-0123456789ab.1.part.npy"
+    being_written.touch()
+    for time in (1, 2):  # the second takes the place of the first
+        os.utime(plain / "a" / "0.png", ns=(time, time))
+        folder.load(plain, size=2, store=True)
+        after = {path.name for path in plain.glob("prepared*")}
+        assert before < after
+        assert len(after) == len(before) + 2
+    assert being_written.exists()
+    os.utime(plain / "a" / "0.png", ns=(3, 3))
+    folder.load(plain / "[ab].csv", size=2, store=True)
+    assert len({path.name for path in plain.glob("prepared*")}) == len(after)

@@ -77,3 +77,11 @@ def test_images_that_are_not_square_have_no_rotations():
     oblong = ImageClasses.from_groups({"a": np.zeros([1, 2, 3, 1], np.uint8)})
     with pytest.raises(ValueError, match=r"images of \(2, 3\) are not square"):
         oblong.with_rotations()
+
+
+def test_names_are_strings():
+    whole = ImageClasses.from_groups({number: np.zeros([1, 2, 2, 1], np.uint8) for number in (3, np.int64(1))})
+    assert whole.names == ("3", "1")
+    assert whole.with_rotations().names[2] == "3@90"
+    with pytest.raises(ValueError, match="two classes have the same name"):
+        ImageClasses.from_groups({1: whole.images, "1": whole.images})

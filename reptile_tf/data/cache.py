@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from reptile_tf.errors import UserError
 from reptile_tf.progress import log
 
 _FORMAT = 3  # raise it whenever the files' layout changes, or what is read otherwise than by `data.decode`
+_KEY = "-[0-9a-f]{12}"  # in the name of the images' file
 
 
 class Prepared(NamedTuple):
@@ -146,13 +148,19 @@ def _write(manifest: pathlib.Path, key: str, shape: tuple[int, ...], dtype: Any,
     except files.WriteError:
         store.unlink()  # without a manifest it is none, and would take the next one's space
         raise
-    for old in manifest.parent.glob(f"{manifest.stem}-*.npy"):
+    for old in _named(manifest, "", rf"{_KEY}\.npy"):
         if old != store:
             old.unlink(missing_ok=True)
 
 
 def _images_path(manifest: pathlib.Path, key: str) -> pathlib.Path:
     return manifest.with_name(f"{manifest.stem}-{key[:12]}.npy")
+
+
+def _named(manifest: pathlib.Path, before: str, after: str) -> list[pathlib.Path]:
+    """The files beside a manifest that are called as it is, with what these patterns match before and after that."""
+    name = re.compile(before + re.escape(manifest.stem) + after)
+    return [path for path in manifest.parent.iterdir() if name.fullmatch(path.name)]
 
 
 @contextlib.contextmanager
@@ -175,7 +183,7 @@ def _alone(manifest: pathlib.Path) -> Iterator[bool]:
             waited = True
             log.info(f"another process prepares the images in {manifest.parent}: waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        for path in manifest.parent.glob(f".{manifest.stem}*"):
+        for path in _named(manifest, r"\.", rf"({_KEY})?\..*"):
             if files.is_leftover(path):
                 path.unlink(missing_ok=True)
         yield waited

@@ -123,7 +123,8 @@ def prepare(
     for name in ready.found["skipped"]:
         log.warning(f"left out, since it is no image: {found.root / name}")
     if several := ready.found["several"]:
-        log.info(f"{len(several)} files have several pictures, such as {found.root / several[0]}: the first is taken")
+        one = found.root / several[0]
+        log.info(f"files with several pictures, of which the first is taken: {len(several)}, such as {one}")
     return ready.classes(scale=1 / 255), ready.found["same"]
 
 
@@ -138,14 +139,13 @@ def check_apart(same: Sequence[Mapping[str, str]], sets: Mapping[str, str], root
     crossing = [files for files in same if len({sets[name] for name in files if name in sets}) > 1]
     if crossing:
         one = {sets[name]: file for name, file in crossing[0].items() if name in sets}
-        others = f", and so are {len(crossing) - 1} others" if len(crossing) > 1 else ""
         raise UserError(
-            f"the same image is in the sets {', '.join(one)}: {', '.join(one.values())} in {root}{others}; what "
-            "is tested on must not be trained on: remove all but one of each"
+            f"the same image is in the sets {', '.join(one)}: {', '.join(one.values())} in {root} (1 of "
+            f"{len(crossing)} such images); what is tested on must not be trained on: remove all but one of each"
         )
     if same:
         files = list(same[0].values())
-        log.warning(f"{len(same)} images are in several classes, such as {' and '.join(files[:2])} in {root}")
+        log.warning(f"images in several classes: {len(same)}, such as {' and '.join(files[:2])} in {root}")
 
 
 class Decoded(NamedTuple):

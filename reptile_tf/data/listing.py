@@ -100,6 +100,10 @@ def of_table(path: pathlib.Path) -> Listing:
         raise UserError(f"{path} is no table of values between commas in UTF-8 ({error}); put that right") from error
     if not classes:
         raise UserError(f"{path} names no images; put a line with path and label there for each")
+    if "set" in columns and not sets_of(list(classes)):
+        raise UserError(
+            f"{path} has images of one set only; train and test need some each, or leave the column set out"
+        )
     for files in classes.values():
         files.sort()
     digest = hashlib.sha256(text.encode()).hexdigest()
@@ -125,25 +129,18 @@ def _of_folder(path: pathlib.Path) -> Listing:
     if not path.is_dir():
         raise UserError(f"no folder {path}; name one that holds a folder of images for each class")
     found = _Found()
-    folders = {entry.name: entry for entry in visible(path) if entry.is_dir()}
-    if {"train", "test"} <= folders.keys():
-        for name in SETS:
-            if name in folders:
-                found.classes_in(folders[name].path, f"{name}/")
-        for entry in visible(path):
-            if entry.is_dir() and entry.name not in SETS:
-                log.warning(f"left out the folder {entry.path}: beside train and test only val is a set")
-            elif not entry.is_dir() and not entry.name.startswith(STORE):
-                found.others.append(entry.path)
+    folders = {entry.name for entry in visible(path) if entry.is_dir()}
+    if {"train", "test"} <= folders:
+        found.sets_in(path)
     else:
-        for name in folders.keys() & set(SETS):
-            if any(entry.is_dir() for entry in visible(folders[name].path)):
+        for name in sorted(folders & set(SETS)):
+            if any(entry.is_dir() for entry in visible(path / name)):
                 raise UserError(
                     f"{path} has a folder {name} of class folders, as sets have, but not both train and test; put "
                     "the classes to train on into train and others into test, or all of them into one folder"
                 )
         found.classes_in(str(path), "")
-    found.tell(path)
+    found.tell()
     return Listing(path, _in_order(found.classes))
 
 
@@ -157,10 +154,9 @@ def _in_order(classes: dict[str, list]) -> dict[str, list]:
     twice = [label for label in sorted(by_label) if len(by_label[label]) > 1]
     if twice:
         where = ", ".join(sorted(by_label[twice[0]], key=SETS.index))
-        others = f", and so are {len(twice) - 1} other classes" if len(twice) > 1 else ""
         raise UserError(
-            f"class {twice[0]} is in the sets {where}{others}; what is tested on must not be trained on: remove all "
-            "but one of each"
+            f"class {twice[0]} is in the sets {where} (1 of {len(twice)} such classes); what is tested on must not be "
+            "trained on: remove all but one of each"
         )
     return {name: classes[name] for name in sorted(classes, key=lambda n: (SETS.index(sets[n]), n.split("/")))}
 
@@ -176,8 +172,18 @@ class _Found:
 
     def __init__(self):
         self.classes: dict[str, list[os.DirEntry]] = {}
-        self.others: list[str] = []  # no images
+        self._others: list[str] = []  # no images
         self._loose: list[str] = []  # images beside class folders
+
+    def sets_in(self, path: pathlib.Path) -> None:
+        """Adds the classes of the sets train, test and val in a folder."""
+        folders, images = self._sorted_out(path)
+        self._loose += [image.path for image in images]
+        for folder in folders:
+            if folder.name in SETS:
+                self.classes_in(folder.path, f"{folder.name}/")
+            else:
+                log.warning(f"left out the folder {folder.path}: beside train and test only val is a set")
 
     def classes_in(self, path: str, prefix: str) -> None:
         """Adds the classes in the folder `path`, which is none itself, under names that begin with `prefix`."""
@@ -202,12 +208,13 @@ class _Found:
         if images:
             self.classes[name] = images
         elif not folders and not owner:
-            kinds = f" (it has {_kinds([e.path for e in visible(path)])})" if visible(path) else ""
-            raise UserError(f"no images in {path}{kinds}; put some there, or move it away")
+            others = [entry.path for entry in visible(path)]
+            there = f", but other files: {_kinds(others)}" if others else ""
+            raise UserError(f"no images in {path}{there}; put some there, or move it away")
         for folder in folders:
             self._add(folder.path, f"{name}/{folder.name}", (*above, here), path if images else owner)
 
-    def _sorted_out(self, path: str) -> tuple[list[os.DirEntry], list[os.DirEntry]]:
+    def _sorted_out(self, path: str | os.PathLike) -> tuple[list[os.DirEntry], list[os.DirEntry]]:
         """The folders in a folder, and its images."""
         folders, images = [], []
         for entry in visible(path):
@@ -216,23 +223,22 @@ class _Found:
             elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
                 images.append(entry)
             elif not entry.name.startswith(STORE):
-                self.others.append(entry.path)
+                self._others.append(entry.path)
         return folders, images
 
-    def tell(self, root: pathlib.Path) -> None:
+    def tell(self) -> None:
         """Says what is left out."""
-        if self.others:
-            one = os.path.relpath(self.others[0], root)
-            log.warning(f"left out {_kinds(self.others)} that are no images to be read here, such as {root}: {one}")
+        if self._others:
+            log.warning(f"files left out, which are no images as read here: {_kinds(self._others)}")
         if self._loose:
-            log.warning(f"left out {len(self._loose)} images that lie in no class folder, such as {self._loose[0]}")
+            log.warning(f"images left out, which lie in no class folder: {len(self._loose)}, such as {self._loose[0]}")
 
 
 def _kinds(paths: list[str]) -> str:
-    """How many files there are of each kind, such as "3 files (2 .txt, 1 .heic)"."""
+    """How many files there are of each kind, such as "3 (2 .txt, 1 .heic), such as a/notes.txt"."""
     counts = collections.Counter(os.path.splitext(path)[1].lower() or "without suffix" for path in paths)
     most = ", ".join(f"{count} {kind}" for kind, count in counts.most_common(5))
-    return f"{len(paths)} files ({most}{', …' if len(counts) > 5 else ''})"
+    return f"{len(paths)} ({most}{', …' if len(counts) > 5 else ''}), such as {paths[0]}"
 
 
 def _identity(path: str) -> tuple[int, int]:

@@ -39,7 +39,7 @@ def split_classes(classes: ImageClasses, split: str = "", seed: int = 0, ways: i
         validating += f" (which would take {3 * ways} classes for {ways} ways)"
     log.info(f"{len(sets['train']):,} classes to train on, {validating}, {len(sets['test']):,} for testing")
     if left_out := len(where) - sum(map(len, sets.values())):
-        log.warning(f"left out {left_out:,} classes that {split} does not name")
+        log.warning(f"classes left out, since {split} does not name them: {left_out:,}")
     return {part: classes.subset([where[name] for name in names]) for part, names in sets.items()}
 
 
