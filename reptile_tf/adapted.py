@@ -15,10 +15,12 @@ import numpy as np
 import tensorflow as tf
 
 from reptile_tf import checks, files, heads, layers
+from reptile_tf.errors import UserError
 from reptile_tf.examine import PlainCall, random_batch, same
 from reptile_tf.inner_loop import Adaptation, InnerLoop
 from reptile_tf.network import Network, cross_entropy
 from reptile_tf.origin import Origin
+from reptile_tf.progress import log
 from reptile_tf.state import NotFiniteError
 from reptile_tf.tasks import EVALUATION, Tasks, deal_minibatches, generator, seed_of
 
@@ -188,7 +190,7 @@ class Adapted:
         return model
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes `model()` into a .keras file, which Keras loads, and the browser demo too.
+        """Writes `model()` into a .keras file, which Keras loads, and the browser demo too if the model exports.
 
         In it, beside what Keras wants, classifier.json says the labels, and what inputs are multiplied by.
 
@@ -196,6 +198,8 @@ class Adapted:
           ValueError: the name does not end in .keras; Keras cannot rebuild the learner's model.
           UserError: the file cannot be written.
         """
+        from reptile_tf import tfjs
+
         if pathlib.Path(path).suffix != ".keras":
             raise ValueError(f"the name of a saved classifier must end in .keras, not {str(path)!r}")
         model = self.model()
@@ -207,6 +211,10 @@ class Adapted:
             model.save(part)
             with zipfile.ZipFile(part, "a") as archive:
                 archive.writestr(zipfile.ZipInfo("classifier.json"), json.dumps(said))
+            try:
+                tfjs.add_to(part, model)
+            except UserError as error:
+                log.info(f"{path} does not open in the browser demo: {error}")
 
 
 def _copy(network: Network) -> keras.Model:

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from reptile_tf import configuration
+from reptile_tf import configuration, tfjs
 from reptile_tf.checkpoint import Checkpoint, RunFolder
 from reptile_tf.distributed.cluster import ALONE, Cluster
 from reptile_tf.errors import UserError
@@ -76,6 +76,15 @@ def save(learner: MetaLearner, path: str | pathlib.Path) -> None:
     config, folder = configuration.of_learner(learner), RunFolder(path)
     with folder.claimed(config):
         folder.save(Checkpoint(0, 0.0, learner.state(), np.zeros([0, 3])))
+
+
+def save_model(learner: MetaLearner, path: pathlib.Path) -> None:
+    """Writes a learner's model as a .keras file, which the browser demo opens too, optimizer and moments included."""
+    learner.model.save(path)
+    try:
+        tfjs.add_to(path, learner)
+    except UserError as error:
+        log.info(f"the model does not open in the browser demo: {error}")
 
 
 def _saved(options: dict[str, Any], model: keras.Model, scale: float) -> MetaLearner:

@@ -212,7 +212,7 @@ def _write(
         files.write_text(folder.path / name, json.dumps(content, indent=1) + "\n")
     if not settings.pretrained:
         with files.replacing(folder.path / "model.keras") as part:
-            learner.model.save(part)
+            learners.save_model(learner, part)
         if len(checkpoint.history):
             plots.learning_curve(folder.path / "learning_curve.png", checkpoint.history, prepared.name)
         breakdown.confusion_matrix(folder.path / "confusion.png", records["test"])

@@ -1,6 +1,7 @@
 """Export of a trained learner for TensorFlow.js, which can adapt it to new tasks in a browser.
 
   python -m reptile_tf.tfjs --checkpoint model_checkpoint --out demo/model
+  python -m reptile_tf.tfjs --classifier classifier.keras --out classifier     # model.json and weights.bin alone
 
 writes model.json and weights.bin, a LayersModel for `tf.loadLayersModel`; learner.json and moments.bin, the inner
 optimizer with its step count and second moments; reference.json and reference.bin, ten inner steps as Keras takes
@@ -17,13 +18,14 @@ import json
 import os
 import pathlib
 import sys
+import zipfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from reptile_tf import backend, files
+from reptile_tf import backend, files, tfjs_layers
 from reptile_tf.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,19 +34,7 @@ if TYPE_CHECKING:
     from reptile_tf.meta import MetaLearner
 
 REFERENCE_STEPS = 10
-
-# What TensorFlow.js is told of each kind of layer. Everything else that shapes its outputs must be as Keras has it by
-# default, and what does not shape them is left out.
-_EXPORTED = {
-    "Conv2D": ("filters", "kernel_size", "strides", "padding", "use_bias", "activation"),
-    "BatchNormalization": ("epsilon",),
-    "ReLU": (),
-    "MaxPooling2D": ("pool_size", "strides", "padding"),
-    "Flatten": (),
-    "Dense": ("units", "use_bias", "activation"),
-}
-_SHAPES_NO_OUTPUT = ("name", "trainable", "dtype", "momentum", "registered_name", "synchronized")
-_ACTIVATIONS = ("linear", "relu", "tanh", "sigmoid", "elu", "selu", "softplus", "softsign")
+MOST_STEPS = 30  # that the demo takes
 
 
 def export(learner: "MetaLearner", out: str | os.PathLike, inner_steps: int = 10) -> None:
@@ -58,18 +48,50 @@ def export(learner: "MetaLearner", out: str | os.PathLike, inner_steps: int = 10
     Raises:
       UserError: a layer or optimizer that TensorFlow.js would compute differently; a folder that cannot be written to.
     """
-    _check_trainable(learner.model)
-    model, kept = _without_idle_biases(learner.model)
-    weights = [value for value, keep in zip(learner.network.unflatten(learner.phi), kept, strict=True) if keep]
-    for variable, value in zip(model.trainable_variables, weights, strict=True):
-        variable.assign(value)
-    optimizer, moments = _optimizer_of(learner, kept)
-    names = [_name(variable) for variable in model.trainable_variables]
+    model, moments, contents = _of_learner(learner, inner_steps)
+    reference = _reference(model, learner, moments)
+    contents["reference.json"] = _json(
+        {"steps": REFERENCE_STEPS, "arrays": _pack(contents, "reference.bin", reference)}
+    )
+    _write(pathlib.Path(out), contents)
 
+
+def export_classifier(model: "keras.Model", out: str | os.PathLike) -> None:
+    """Writes a model to be used as it is, `learner.adapt(…).model()` say: model.json and weights.bin.
+
+    Its ordinary `predict` gives in TensorFlow.js what it gives in Keras. Arguments and errors are those of `export`.
+    """
+    _write(pathlib.Path(out), _of_model(model))
+
+
+def add_to(path: str | os.PathLike, learner_or_model: Any) -> None:
+    """Adds to a .keras file what the browser demo needs to open it, in a folder tfjs/; Keras passes over it.
+
+    Args:
+      path: of the file.
+      learner_or_model: the learner whose model it holds, or a model to be used as it is.
+
+    Raises:
+      UserError: as `export`; the file is as it was.
+    """
+    is_learner = hasattr(learner_or_model, "phi")
+    steps = min(learner_or_model.origin.steps, MOST_STEPS) if is_learner else 0
+    contents = _of_learner(learner_or_model, steps)[2] if is_learner else _of_model(learner_or_model)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_STORED) as archive:
+        for name, content in contents.items():
+            archive.writestr(zipfile.ZipInfo(f"tfjs/{name}"), content)
+
+
+def _of_model(model: "keras.Model") -> dict[str, bytes]:
+    """The files of a model by name; raises UserError if it does not export."""
+    import keras
+
+    if not isinstance(model, keras.Sequential):
+        raise UserError("only a keras.Sequential model exports: a chain of layers")
     contents: dict[str, bytes] = {}
     variables = {_name(variable): variable.numpy() for variable in model.variables}
     manifest = [{"paths": ["weights.bin"], "weights": _pack(contents, "weights.bin", variables)}]
-    network = {"class_name": "Sequential", "config": {"name": model.name, "layers": _layers(model)}}
+    network = {"class_name": "Sequential", "config": {"name": model.name, "layers": tfjs_layers.described(model)}}
     contents["model.json"] = _json(
         {
             "format": "layers-model",
@@ -79,10 +101,24 @@ def export(learner: "MetaLearner", out: str | os.PathLike, inner_steps: int = 10
             "weightsManifest": manifest,
         }
     )
-    way = model.output_shape[-1]
+    return contents
+
+
+def _of_learner(
+    learner: "MetaLearner", inner_steps: int
+) -> tuple["keras.Sequential", list[np.ndarray], dict[str, bytes]]:
+    """The exported model, its moments, and the files of a learner by name, the reference apart."""
+    _check_trainable(learner.model)
+    model, kept = _without_idle_biases(learner.model)
+    weights = [value for value, keep in zip(learner.network.unflatten(learner.phi), kept, strict=True) if keep]
+    for variable, value in zip(model.trainable_variables, weights, strict=True):
+        variable.assign(value)
+    optimizer, moments = _optimizer_of(learner, kept)
+    names = [_name(variable) for variable in model.trainable_variables]
+    contents = _of_model(model)
     contents["learner.json"] = _json(
         {
-            "ways": way,
+            "ways": model.output_shape[-1],
             "filters": getattr(model.layers[0], "filters", None),
             "inner_steps": inner_steps,
             "scale": learner.network.scale,
@@ -91,11 +127,7 @@ def export(learner: "MetaLearner", out: str | os.PathLike, inner_steps: int = 10
             "moments": _pack(contents, "moments.bin", dict(zip(names, moments, strict=True)) if moments else {}),
         }
     )
-    reference = _reference(model, learner, moments)
-    contents["reference.json"] = _json(
-        {"steps": REFERENCE_STEPS, "arrays": _pack(contents, "reference.bin", reference)}
-    )
-    _write(pathlib.Path(out), contents)
+    return model, moments, contents
 
 
 def _without_idle_biases(model: "keras.Model") -> tuple["keras.Model", list[bool]]:
@@ -130,45 +162,11 @@ def _name(variable: "keras.Variable") -> str:
     return "/".join(variable.path.split("/")[-2:])
 
 
-def _layers(model: "keras.Sequential") -> list[dict[str, Any]]:
-    """The model's layers as TensorFlow.js reads them."""
-    configs: list[dict[str, Any]] = []
-    for layer in model.layers:
-        kind, config = type(layer).__name__, layer.get_config()
-        _check_layer(kind, config)
-        told = {"name": layer.name} | {key: config[key] for key in _EXPORTED[kind]}
-        if kind in ("Conv2D", "Dense"):  # its own default is another distribution
-            told["kernel_initializer"] = {"class_name": "GlorotUniform", "config": {"seed": None}}
-        configs.append({"class_name": kind, "config": told})
-    configs[0]["config"] |= {"batch_input_shape": list(model.input_shape), "dtype": "float32"}
-    return configs
-
-
 def _check_trainable(model: "keras.Model") -> None:
     """Raises UserError unless the browser, which adapts all weights and has batch norm use the batch, does the same."""
     for layer in model._flatten_layers(include_self=False):
         if layer.variables and not layer.trainable:
             raise UserError(f"layer {layer.name} is frozen, which does not export: the browser adapts all weights")
-
-
-def _check_layer(kind: str, config: dict[str, Any]) -> None:
-    """Raises UserError unless what TensorFlow.js is told of a layer is all that shapes its outputs."""
-    import keras
-
-    if kind not in _EXPORTED:
-        raise UserError(f"layer {config['name']} is a {kind}, which does not export; these do: {', '.join(_EXPORTED)}")
-    if config.get("activation", "linear") not in _ACTIVATIONS:
-        raise UserError(
-            f"layer {config['name']}: activation {config['activation']!r} does not export; "
-            f"use one of {', '.join(_ACTIVATIONS)}"
-        )
-    required = {"Conv2D": {"filters": 1, "kernel_size": 1}, "Dense": {"units": 1}}.get(kind, {})
-    stock = getattr(keras.layers, kind)(**required).get_config()
-    for key, value in config.items():
-        left_out = key not in _EXPORTED[kind] and key not in _SHAPES_NO_OUTPUT
-        is_of_training = key.endswith(("_initializer", "_regularizer", "_constraint"))
-        if left_out and not is_of_training and value != stock.get(key, value):
-            raise UserError(f"layer {config['name']}: {key}={value!r} does not export; only {stock[key]!r} does")
 
 
 def _optimizer_of(learner: "MetaLearner", kept: list[bool]) -> tuple[dict[str, Any], list[np.ndarray]]:
@@ -263,7 +261,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Export a trained run for TensorFlow.js.",
         allow_abbrev=False,
     )
-    parser.add_argument("--checkpoint", required=True, help="folder of a run, as the run scripts leave it")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--checkpoint", help="folder of a run, as the run scripts leave it")
+    what.add_argument("--classifier", help="a classifier that reptile_tf.classify saved, to be used as it is")
     parser.add_argument("--out", required=True, help="folder to write the model to")
     parser.add_argument("--inner-steps", type=_steps, default=10, help="inner steps on a new task (default: 10)")
     arguments = parser.parse_args(argv)
@@ -272,12 +272,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         backend.check()
         from reptile_tf import learners
 
-        export(learners.load(arguments.checkpoint), arguments.out, arguments.inner_steps)
+        if arguments.classifier:
+            export_classifier(_saved(arguments.classifier), arguments.out)
+        else:
+            export(learners.load(arguments.checkpoint), arguments.out, arguments.inner_steps)
     except UserError as error:
         print(f"{parser.prog}: {error.on_command_line}", file=sys.stderr)
         return 1
     print(f"the model is in {arguments.out}")
     return 0
+
+
+def _saved(path: str) -> "keras.Model":
+    """The model in a .keras file; raises UserError if there is none, or Keras cannot load it safely."""
+    import keras
+
+    try:
+        return keras.saving.load_model(path)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"cannot load {path} as a Keras model: {str(error).splitlines()[0]}") from error
 
 
 def _steps(text: str) -> int:
