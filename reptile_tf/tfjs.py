@@ -122,6 +122,7 @@ def _of_learner(
             "filters": getattr(model.layers[0], "filters", None),
             "inner_steps": inner_steps,
             "scale": learner.network.scale,
+            "paper": learner.origin.paper,
             "weight_decay": learner.weight_decay,
             "optimizer": optimizer,
             "moments": _pack(contents, "moments.bin", dict(zip(names, moments, strict=True)) if moments else {}),

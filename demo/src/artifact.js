@@ -1,8 +1,9 @@
 /**
  * The files that `python -m reptile_tf.tfjs` writes, read and checked.
  *
- * An artifact is {topology, weights, moments, ways, filters, innerSteps, scale, weightDecay, optimizer}, its weights and
- * moments being lists of {name, shape, values: Float32Array} in the order of the network's weights.
+ * An artifact is {topology, weights, moments, ways, filters, paper, innerSteps, scale, weightDecay, optimizer}, its
+ * weights and moments being lists of {name, shape, values: Float32Array} in the order of the network's weights, and paper
+ * the value of a drawing's background, 0 or 1.
  */
 
 /** Something wrong with the model's files; the message is for the visitor. */
@@ -28,29 +29,36 @@ export function fetchingFrom(base) {
 
 /** Reads an artifact; `read` gives a file's bytes by its name. Throws a ModelError that names the file at fault. */
 export async function readArtifact(read) {
-  const [model, learner] = await Promise.all([readJson(read, 'model.json'), readJson(read, 'learner.json')]);
-  const topology = model.modelTopology;
-  const layers = topology?.model_config?.config?.layers;
-  const specs = model.weightsManifest?.[0]?.weights;
-  if (!Array.isArray(layers) || !Array.isArray(specs)) throw damaged('model.json', 'it describes no network');
+  const [model, learner] = await Promise.all([readModel(read), readJson(read, 'learner.json')]);
   const { ways, optimizer } = learner;
   if (!(ways >= 2) || !['adam', 'sgd'].includes(optimizer?.name) || !Array.isArray(learner.moments)) {
     throw damaged('learner.json', 'it describes no learner');
   }
-  if (layers.at(-1).class_name !== 'Dense' || layers.at(-1).config.units !== ways) {
+  if (model.ways !== ways) {
     throw damaged('model.json', `its last layer does not have the ${ways} outputs that learner.json says`);
   }
   return {
-    topology,
-    weights: await readArrays(read, 'weights.bin', specs),
+    ...model,
     moments: await readArrays(read, 'moments.bin', learner.moments),
-    ways,
     filters: learner.filters,
+    paper: learner.paper ?? 1,
     innerSteps: learner.inner_steps,
     scale: learner.scale,
     weightDecay: learner.weight_decay,
     optimizer,
   };
+}
+
+/** Reads the network alone: {topology, weights, ways}. */
+export async function readModel(read) {
+  const model = await readJson(read, 'model.json');
+  const topology = model.modelTopology;
+  const layers = topology?.model_config?.config?.layers;
+  const specs = model.weightsManifest?.[0]?.weights;
+  if (!Array.isArray(layers) || !Array.isArray(specs)) throw damaged('model.json', 'it describes no network');
+  const last = layers.at(-1);
+  const ways = last.class_name === 'Dense' ? last.config.units : 0;
+  return { topology, weights: await readArrays(read, 'weights.bin', specs), ways };
 }
 
 /** The shape of one image that the network takes: [height, width, channels]. */
@@ -71,6 +79,17 @@ export async function readArrays(read, file, specs) {
     if (!values.every(Number.isFinite)) throw damaged(file, `${name} has values that are no numbers`);
     return { name, shape, values };
   });
+}
+
+/** The values of arrays one after another, as bytes. */
+export function joined(arrays) {
+  const all = new Float32Array(arrays.reduce((length, { values }) => length + values.length, 0));
+  let offset = 0;
+  for (const { values } of arrays) {
+    all.set(values, offset);
+    offset += values.length;
+  }
+  return all.buffer;
 }
 
 export async function readJson(read, file) {

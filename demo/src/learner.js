@@ -10,7 +10,7 @@
 import { io, logSoftmax, mul, neg, oneHot, softmax, sum, tensor, tidy, variableGrads } from '@tensorflow/tfjs-core';
 import { loadLayersModel } from '@tensorflow/tfjs-layers';
 
-import { imageShape } from './artifact.js';
+import { imageShape, joined } from './artifact.js';
 
 export class Learner {
   /**
@@ -142,14 +142,4 @@ function forWays({ name, shape, values }, artifact, ways, mirrored = 1) {
 
 function specOf({ name, shape }) {
   return { name, shape, dtype: 'float32' };
-}
-
-function joined(arrays) {
-  const all = new Float32Array(arrays.reduce((length, { values }) => length + values.length, 0));
-  let offset = 0;
-  for (const { values } of arrays) {
-    all.set(values, offset);
-    offset += values.length;
-  }
-  return all.buffer;
 }

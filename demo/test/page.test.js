@@ -1,8 +1,11 @@
 import assert from 'node:assert/strict';
 import { after, afterEach, before, test } from 'node:test';
+import { readFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
+import { archive } from './archive.js';
+import { MODEL } from './core.js';
 import { SHAPES, again, answer, draw, start } from './page.js';
 
 const SCREENSHOT = join(dirname(fileURLToPath(import.meta.url)), '../../docs/demo.png');
@@ -161,5 +164,45 @@ test('keys alone can draw', async () => {
   await answer(page);
   await page.keyboard.press('Control+z');
   assert.equal(await strokes(input()), 0);
+  clean();
+});
+
+test('a saved model is opened, says what it is, and classifies; another file changes nothing', async () => {
+  page = await demo.open();
+  await answer(page);
+  assert.match(await page.locator('#about').textContent(), /^The model of this page: .* for 3 classes\.$/);
+  const part = async (name) => [`tfjs/${name}`, await readFile(join(MODEL, name))];
+  const network = Object.fromEntries(await Promise.all(['model.json', 'weights.bin'].map(part)));
+  const learner = Object.fromEntries(await Promise.all(['learner.json', 'moments.bin'].map(part)));
+  const open = (name, files) =>
+    page.locator('#file').setInputFiles({ name, mimeType: 'application/zip', buffer: archive(files) });
+
+  await open('animals.keras', { ...network, 'classifier.json': JSON.stringify({ labels: ['cat', 'dog', 'emu'] }) });
+  await page.locator('#about').filter({ hasText: 'animals.keras: a classifier of' }).waitFor();
+  await page
+    .locator('#status')
+    .filter({ hasText: /^(cat|dog|emu)\.$/ })
+    .waitFor();
+  assert.deepEqual(await page.locator('.label').allTextContents(), ['cat', 'dog', 'emu']);
+  assert.ok(!(await page.locator('#training').isVisible()));
+  assert.ok(!(await page.locator('#steps').isVisible()));
+  const shown = (await page.locator('.percent').allTextContents()).map((text) => Number(text.replace('%', '')));
+  assert.ok(Math.abs(shown.reduce((a, b) => a + b) - 100) <= 2, `${shown}`);
+
+  await open('notes.keras', { 'config.json': '{}' });
+  await page
+    .locator('#refused')
+    .filter({ hasText: /^notes\.keras holds no model for this page/ })
+    .waitFor();
+  assert.match(await page.locator('#about').textContent(), /^animals\.keras/);
+
+  await open('model.keras', { ...network, ...learner });
+  await page
+    .locator('#about')
+    .filter({ hasText: 'model.keras: a meta-trained initialization for 3 classes' })
+    .waitFor();
+  assert.ok(!(await page.locator('#refused').isVisible()));
+  const probabilities = await answer(page);
+  assert.ok(probabilities[0] > 60, `${probabilities}`);
   clean();
 });
