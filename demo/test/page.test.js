@@ -53,7 +53,7 @@ test('a circle, a cross and a triangle are learned and recognized', async () => 
     await draw(page, input(), again(shape));
     const probabilities = await answer(page);
     assert.ok(probabilities[label] > 60, `shape ${label}: ${probabilities}`);
-    if (shape === TRIANGLE) await page.screenshot({ path: SCREENSHOT });
+    if (shape === TRIANGLE) await page.screenshot({ path: SCREENSHOT, fullPage: true });
   }
   clean();
 });
