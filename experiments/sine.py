@@ -200,7 +200,7 @@ def main() -> int:
         "--runs",
         type=pathlib.Path,
         default=pathlib.Path("checkpoints/sine"),
-        help="folder of the runs; the same command goes on with what is there",
+        help="folder of the runs; the same command resumes what is there",
     )
     arguments = parser.parse_args()
     if arguments.meta_iters < 1 or arguments.tasks < 2 or not 0 <= arguments.seed < 2**32:

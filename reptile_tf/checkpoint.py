@@ -130,7 +130,7 @@ class RunFolder:
         if differences:
             raise UserError(
                 f"{self.path} holds a run with other settings: {'; '.join(differences)}. "
-                "Choose another --checkpoint, or the same settings to go on with it"
+                "Choose another --checkpoint, or the same settings to resume it"
             )
 
     def _is_a_runs(self) -> bool:
@@ -215,4 +215,4 @@ def _read(path: pathlib.Path) -> tuple[Checkpoint, str]:
             one = Checkpoint(int(arrays["iteration"]), float(arrays["seconds"]), state, arrays["history"])
             return one, arrays["config"].tobytes().decode()
     except Exception as error:  # zipfile and NumPy let many kinds out when the bytes are not those of a sound .npz
-        raise ValueError(f"it is no checkpoint of this version: {error}") from error
+        raise ValueError(f"it is not a checkpoint of this version: {error}") from error

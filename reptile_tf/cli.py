@@ -49,10 +49,10 @@ def main(argv: list[str], doc: str, problem: Problem) -> int:
     except Interrupted as interrupted:
         log.info(
             f"stopped after {interrupted.done} meta-iterations, saved in {settings.checkpoint}; "
-            "the same command goes on from there"
+            "run the same command again to resume"
         )
         return 128 + interrupted.signal
     except KeyboardInterrupt:
-        log.info(f"stopped; the same command goes on from {settings.checkpoint}'s newest checkpoint, if there is one")
+        log.info(f"stopped; the same command resumes from {settings.checkpoint}'s newest checkpoint, if there is one")
         return 130
     return 0

@@ -71,7 +71,7 @@ def configure(tasks_side_by_side: int, device: str = "auto", mode: str = "auto",
                 f"--device gpu: {reason or 'there is no NVIDIA GPU here, or CUDA_VISIBLE_DEVICES hides it'}"
             )
         if reason:
-            log.warning(f"{reason}; going on with the CPU (--device cpu says nothing of it)")
+            log.warning(f"{reason}; using the CPU (--device cpu silences this)")
     stacked = mode == "stacked" or (mode == "auto" and bool(gpus))
     # Branches: a core each, since small kernels gain little from two. One program, or one task: all cores within an op.
     within = cores() if stacked else max(1, cores() // tasks_side_by_side)

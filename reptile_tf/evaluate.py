@@ -146,7 +146,7 @@ class Evaluator:
                 if self._at_once == 1:
                     raise
                 halves = [n for n in range(1, self._at_once // 2 + 1) if self.tasks % n == 0]
-                log.info(f"{self._at_once} tasks at once are too many for the memory: evaluating {halves[-1]}")
+                log.info(f"{self._at_once} tasks at once do not fit in memory: evaluating {halves[-1]} at once")
                 self._run_at_once(halves[-1])
 
     def _of_part(self, batch: EvalTasks, start: int) -> np.ndarray:

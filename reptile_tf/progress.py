@@ -66,7 +66,7 @@ class _Console(logging.Handler):
             hush()
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is in its buffer
             with contextlib.suppress(OSError):
-                print(f"cannot write to standard output ({error.strerror}): going on in silence", file=sys.stderr)
+                print(f"cannot write to standard output ({error.strerror}): continuing without output", file=sys.stderr)
 
 
 class Progress:

@@ -115,7 +115,7 @@ def meta_train(
         if checkpoint is None:
             checkpoint = Checkpoint(0, 0.0, learner.state(), np.zeros([0, 3]))
         elif checkpoint.iteration:
-            log.info(f"going on from meta-iteration {checkpoint.iteration}")
+            log.info(f"resuming from meta-iteration {checkpoint.iteration}")
         restore(learner, checkpoint)
         if cluster.count > 1:
             checkpoint = checkpoint._replace(iteration=take_from_chief(learner, checkpoint.iteration))

@@ -118,7 +118,7 @@ def test_a_run_killed_twice_ends_with_the_same_weights(trained, tmp_path):
         assert RunFolder(folder).iterations()[-1] < 400
     done = run(folder)
     assert done.returncode == 0, done.stderr
-    assert "going on from meta-iteration" in done.stdout
+    assert "resuming from meta-iteration" in done.stdout
     expected = newest(trained[0])
     ours = newest(folder)
     for name, value in expected.items():
@@ -133,7 +133,7 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
     said = process.communicate()[0]
     assert process.returncode == 143
     done = int(newest(folder)["iteration"])
-    assert f"stopped after {done} meta-iterations, saved in {folder}; the same command goes on" in said
+    assert f"stopped after {done} meta-iterations, saved in {folder}; the same command resumes" in said
 
 
 def test_pretrained_takes_network_way_and_split_from_the_checkpoint(trained, tmp_path):

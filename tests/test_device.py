@@ -86,7 +86,7 @@ def test_a_gpu_that_cannot_be_used_is_said_in_one_line(told, monkeypatch, capsys
     device.configure(5, device="cpu")
     assert not capsys.readouterr().out
     device.configure(5)
-    assert capsys.readouterr().out.startswith("warning: its driver is missing; going on with the CPU")
+    assert capsys.readouterr().out.startswith("warning: its driver is missing; using the CPU")
 
 
 @pytest.mark.parametrize(

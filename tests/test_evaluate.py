@@ -262,7 +262,7 @@ def test_fewer_tasks_run_at_once_where_memory_runs_out(learner, glyphs, monkeypa
     capsys.readouterr()
     np.testing.assert_allclose(evaluator.logits(some(glyphs, 6)), expected, rtol=1e-4, atol=1e-5)
     said = capsys.readouterr().out.splitlines()
-    assert said == [f"{n} tasks at once are too many for the memory: evaluating {n // 2}" for n in tried if n > 2]
+    assert said == [f"{n} tasks at once do not fit in memory: evaluating {n // 2} at once" for n in tried if n > 2]
     assert evaluator.tasks % evaluator._at_once == 0
     evaluator.logits(some(glyphs, 6))
     assert tried[-1] == evaluator._at_once <= 2  # no more is tried again

@@ -84,7 +84,7 @@ def test_a_killed_worker_is_named_and_a_restart_ends_with_the_same_weights(whole
     said = ended(launcher)
     assert any(re.fullmatch(r"launch: worker 1 \(127.0.0.1:\d+\) was killed by SIGKILL; .*", line) for line in said)
     assert "launch: all 2 start again; restarts left: 0" in said
-    assert any(re.fullmatch(r"\[0\] going on from meta-iteration (5|10|15)", line) for line in said)
+    assert any(re.fullmatch(r"\[0\] resuming from meta-iteration (5|10|15)", line) for line in said)
     for name, value in state(whole[2]).items():
         np.testing.assert_array_equal(state(folder)[name], value, err_msg=name)
 
@@ -96,11 +96,11 @@ def test_a_signal_stops_all_and_another_number_of_workers_goes_on(whole, tmp_pat
     launcher.send_signal(signal.SIGTERM)
     said = ended(launcher, 143)
     done = max(RunFolder(folder).iterations())
-    assert f"[0] stopped after {done} meta-iterations, saved in {folder}; the same command goes on from there" in said
+    assert f"[0] stopped after {done} meta-iterations, saved in {folder}; run the same command again to resume" in said
     assert sum("stopped after" in line for line in said) == 1
     assert done < 20
     said = ended(launched(1, folder))
-    assert f"[0] going on from meta-iteration {done}" in said
+    assert f"[0] resuming from meta-iteration {done}" in said
     assert_close(folder, whole[1])
 
 

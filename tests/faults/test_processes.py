@@ -91,7 +91,7 @@ def test_killed_at_random_moments_training_ends_with_the_same_weights(tmp_path, 
         process.send_signal(signal.SIGKILL)
         output, _ = process.communicate(timeout=waiting.LIMIT)
         in_writing += unfinished(folder)
-        resumed = re.search(r"going on from meta-iteration (\d+)", output)
+        resumed = re.search(r"resuming from meta-iteration (\d+)", output)
         assert (int(resumed[1]) if resumed else 0) == before, f"kill {kill}: {output}"
     ended(start(folder, meta_iters))
     ended(start(tmp_path / "undisturbed", meta_iters))
@@ -278,7 +278,7 @@ def test_a_run_goes_on_when_nobody_listens(tmp_path):
         process.stdout.close()
         error = process.stderr.read()
         assert process.wait(timeout=waiting.LIMIT) == 0, error
-    assert "cannot write to standard output (Broken pipe): going on in silence" in error
+    assert "cannot write to standard output (Broken pipe): continuing without output" in error
     assert "Traceback" not in error
     assert newest(tmp_path / "run") == 40
     assert (tmp_path / "run" / "results.json").exists()
