@@ -1,5 +1,6 @@
 # make train   sets up a virtual environment, gets Omniglot (or uses built-in glyphs) and trains for a few minutes
-# make test    sets up the same environment and runs the quick tests; make test-all runs those marked slow, too
+# make test    sets up the same environment and runs the quick tests, in a few minutes
+# make test-all   runs all tests that this machine has what it takes for
 # make faults  runs the tests of crashes, full disks, hostile files, wrong input and exactness at length
 # make gpu     runs the tests that need a GPU, and measures
 # make demo    builds the browser demo and serves it on this machine (PORT=8000); needs Node.js only
@@ -7,6 +8,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Files stay whole until a process has nothing left to do and takes over half of what another still has.
+PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
 # Two to five minutes on two cores; the paper's full run is in the README.
 QUICK := --preset omniglot-1shot-5way --transductive --meta-iters 1500 --save-interval 250 --eval-samples 200
 
@@ -30,10 +33,11 @@ train: $(VENV)/installed
 	$(BIN)/python run_omniglot.py $(QUICK) --source $$source --checkpoint checkpoints/quick-start-$$source
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
+	$(PYTEST) -q -rfE -m "not slow" $(COVERAGE)
 
-test-all: $(VENV)/installed
-	$(BIN)/python -m pytest -n auto --dist loadfile
+# The long ones after the quick ones; `make test-all COVERAGE=--cov` names the lines that the quick ones do not run.
+test-all: test
+	$(PYTEST) -m slow
 
 # What machines, users and strangers do to long runs, at length, in twenty minutes; the long run by itself, for its rate.
 faults: $(VENV)/installed

@@ -108,6 +108,7 @@ def wait_for(process, folder, iteration):
     waiting.until(lambda: max(RunFolder(folder).iterations(), default=0) >= iteration, process)
 
 
+@pytest.mark.slow
 def test_a_run_killed_twice_ends_with_the_same_weights(trained, tmp_path):
     folder = tmp_path / "killed"
     for iteration in (25, 150):
@@ -125,6 +126,7 @@ def test_a_run_killed_twice_ends_with_the_same_weights(trained, tmp_path):
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
     folder = tmp_path / "stopped"
     process = subprocess.Popen(command(folder, "--meta-iters=100000"), stdout=subprocess.PIPE, text=True)
@@ -153,6 +155,7 @@ def test_pretrained_takes_network_way_and_split_from_the_checkpoint(trained, tmp
     assert f"; not transductive: {100 * results['test, not transductive']['accuracy']:.2f} ± " in done.stdout
 
 
+@pytest.mark.slow
 def test_the_other_ways_to_train_run_too(tmp_path):
     for number, arguments in enumerate((
         ["--mode=stacked"],

@@ -229,6 +229,7 @@ def wait_for(path, process):
     waiting.until(path.exists, process)
 
 
+@pytest.mark.slow
 def test_a_worker_lost_while_all_join_is_told_of(tmp_path):
     """It answers, but TensorFlow would wait an hour for it to say more."""
     silent, address = listening()
@@ -242,6 +243,7 @@ def test_a_worker_lost_while_all_join_is_told_of(tmp_path):
     assert said[-1] == f"worker 0 ({own}): another worker ended while all joined: this one stops too; start all again"
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_is_named(tmp_path):
     """Even the chief, which has TensorFlow's coordination service and the heartbeats of all."""
     processes, addresses = cluster(2, f"--checkpoint={tmp_path}/run", "--meta-iters=1000000")
@@ -253,6 +255,7 @@ def test_a_stopped_worker_is_named(tmp_path):
     assert said[-1].startswith(f"run_omniglot.py: worker 0 ({addresses[0]}) is gone or does not answer")
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_named(tmp_path):
     processes, addresses = cluster(2, f"--checkpoint={tmp_path}/run", "--meta-iters=1000000")
     wait_for(tmp_path / "run" / "checkpoint-0000005.npz", processes[0])
@@ -262,6 +265,7 @@ def test_a_killed_worker_is_named(tmp_path):
     assert said[-1].startswith(f"run_omniglot.py: worker 1 ({addresses[1]}) is gone or does not answer")
 
 
+@pytest.mark.slow
 def test_a_mistake_that_the_chief_alone_sees_ends_the_others(tmp_path):
     claim(RunFolder(tmp_path / "run"), {"problem": "another", "settings": {}, "split": {}})
     processes, addresses = cluster(2, f"--checkpoint={tmp_path}/run")
@@ -270,6 +274,7 @@ def test_a_mistake_that_the_chief_alone_sees_ends_the_others(tmp_path):
     assert other[-1].startswith(f"run_omniglot.py: worker 0 ({addresses[0]}) is gone or does not answer")
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_named(tmp_path):
     """It lives, and its heartbeats go on."""
     processes, addresses = cluster(3, f"--checkpoint={tmp_path}/run", script="tests/run_hanging.py")
@@ -289,6 +294,7 @@ def test_workers_with_other_flags_are_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_divergence_stops_all_and_the_chief_explains(tmp_path):
     """With a worker that has no task of its own."""
     flags = ["--meta-batch=1", "--meta-optimizer=sgd", "--meta-step=1e30", "--meta-step-final=1e30"]

@@ -127,6 +127,7 @@ def test_a_containers_quota_bounds_the_cores(monkeypatch, tmp_path, quota, expec
     assert device.cores() == 4
 
 
+@pytest.mark.slow
 def test_every_mode_gives_the_same_numbers_under_determinism():
     """Networks, algorithms and optimizers in pairs; see the script."""
     script = pathlib.Path(__file__).with_name("run_modes.py")

@@ -36,7 +36,9 @@ def plain(draw, network, tasks, sequential, phi, weight_decay):
     return np.stack(after), np.stack(sizes)
 
 
-@pytest.mark.parametrize("seed", range(FIRST, FIRST + DRAWS))
+@pytest.mark.parametrize(
+    "seed", [pytest.param(FIRST + i, marks=[pytest.mark.slow] * (i >= len(MODES))) for i in range(DRAWS)]
+)
 def test_inner_steps_are_those_of_the_plain_keras_loop(float64, seed):
     draw = Draw(seed)
     mode = MODES[seed % 4]

@@ -10,6 +10,7 @@ import pytest
 import taylor  # of experiments/
 import waiting
 
+pytestmark = pytest.mark.slow
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
 TINY = (
     *("--source=glyphs", "--filters=4", "--meta-iters=4", "--eval-samples=4", "--eval-interval=2", "--eval-tasks=2"),

@@ -95,13 +95,12 @@ def assert_weights_agree(golden: Golden, learner: MetaLearner, stage: int) -> No
         assert np.linalg.norm(w - now) <= tolerance * np.linalg.norm(now - before), name
 
 
-CASES = [
+QUICK = [("reptile_sgd", {"sequential": False}), ("reptile_adam", {"sequential": True})]
+SLOW = [
     ("reptile_sgd", {"sequential": True}),
-    ("reptile_sgd", {"sequential": False}),
     ("reptile_sgd", {"stacked": True}),
     ("reptile_decay_sgd", {"sequential": False}),
     ("reptile_decay_sgd", {"stacked": True}),
-    ("reptile_adam", {"sequential": True}),
     ("reptile_adam", {"sequential": True, "stacked": True}),
     ("foml_sgd", {"sequential": False}),
     ("foml_sgd", {"stacked": True}),
@@ -110,6 +109,7 @@ CASES = [
     ("mini_sgd", {"sequential": False}),
     ("mini_sgd", {"stacked": True}),
 ]
+CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)

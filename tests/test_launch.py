@@ -35,6 +35,7 @@ def results(folder):
     return json.loads((folder / "results.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
 def test_any_number_of_workers_gives_the_same_results(whole, count):
     assert_close(whole[count], whole[1])
@@ -66,6 +67,7 @@ def gone(pid):
         return True
 
 
+@pytest.mark.slow
 def test_workers_end_when_their_launcher_is_killed(tmp_path):
     launcher = launched(2, tmp_path / "run", "--meta-iters=1000000")
     wait_for_checkpoint(launcher, tmp_path / "run")
@@ -76,6 +78,7 @@ def test_workers_end_when_their_launcher_is_killed(tmp_path):
     assert RunFolder(tmp_path / "run").load().iteration < 1000000
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_named_and_a_restart_ends_with_the_same_weights(whole, tmp_path):
     folder = tmp_path / "run"
     launcher = launched(2, folder, restarts=1)
@@ -89,6 +92,7 @@ def test_a_killed_worker_is_named_and_a_restart_ends_with_the_same_weights(whole
         np.testing.assert_array_equal(state(folder)[name], value, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_signal_stops_all_and_another_number_of_workers_goes_on(whole, tmp_path):
     folder = tmp_path / "run"
     launcher = launched(3, folder)
@@ -262,6 +266,7 @@ def test_a_worker_that_does_not_end_is_ended_after_another_told_of_its_loss(tmp_
     assert re.search(r"launch: worker 0 \(127.0.0.1:\d+\) ended with exit code 75; the oth", capfd.readouterr().err)
 
 
+@pytest.mark.slow
 def test_a_mistake_of_a_real_run_is_not_repeated(tmp_path):
     """That the chief alone sees; the other worker loses it."""
     claim(RunFolder(tmp_path / "run"), {"benchmark": "another", "settings": {}, "split": {}})

@@ -17,15 +17,6 @@ ROOT = pathlib.Path(__file__).parent.parent
 WEIGHTS = ROOT / "pretrained" / "omniglot-5way"
 
 
-@pytest.fixture(scope="module")
-def notebook():
-    """The notebook, run from top to bottom: real Omniglot if OMNIGLOT_DIR names it, else glyphs."""
-    made = nbformat.read(ROOT / "examples" / "few_shot.ipynb", as_version=4)
-    where = {"metadata": {"path": str(ROOT / "examples")}}
-    nbclient.NotebookClient(made, timeout=waiting.LIMIT, resources=where).execute()
-    return made
-
-
 def outputs(notebook):
     return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
 
@@ -52,7 +43,12 @@ def test_the_weights_classify_shapes_of_another_alphabet():
     assert accuracy.accuracy - accuracy.ci95 > 0.8
 
 
-def test_the_notebook_adapts_and_shows_that_meta_training_pays(notebook):
+@pytest.mark.slow
+def test_the_notebook_adapts_and_shows_that_meta_training_pays():
+    """Run from top to bottom: on real Omniglot if OMNIGLOT_DIR names it, else on glyphs."""
+    notebook = nbformat.read(ROOT / "examples" / "few_shot.ipynb", as_version=4)
+    where = {"metadata": {"path": str(ROOT / "examples")}}
+    nbclient.NotebookClient(notebook, timeout=waiting.LIMIT, resources=where).execute()
     text = printed(notebook)
     fetched = "OMNIGLOT_DIR" in os.environ or (ROOT / "data" / "omniglot").is_dir()
     source = "Omniglot: 423 test characters" if fetched else "built-in shapes instead"
@@ -64,9 +60,6 @@ def test_the_notebook_adapts_and_shows_that_meta_training_pays(notebook):
     }
     assert max(curves["meta-trained"][0], curves["random weights"][0]) < 40
     assert curves["meta-trained"][-1] > curves["random weights"][-1] + 10
-
-
-def test_the_notebook_shows_pictures(notebook):
     assert len(pictures(notebook)) == 3
 
 

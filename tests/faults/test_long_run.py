@@ -40,6 +40,7 @@ def size(path: pathlib.Path) -> int:
         return 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="measures by Linux's /proc")
 def test_a_long_run_takes_no_more_with_time(tmp_path, record_property):
     options = [f"--checkpoint={tmp_path / 'run'}", f"--meta-iters={META_ITERS}", "--save-interval=50"]

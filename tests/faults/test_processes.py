@@ -71,6 +71,7 @@ def ended(process):
     return output
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_training_ends_with_the_same_weights(tmp_path, record_property):
     """It always resumes, loses one checkpoint interval at most, and never needs a hand.
 
@@ -255,6 +256,7 @@ def running(tmp_path):
     process.communicate()
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_and_a_dead_ones_lock_is_none(running, tmp_path):
     second = start(tmp_path / "run", 10**7)
     output, _ = second.communicate(timeout=waiting.LIMIT)
@@ -270,6 +272,7 @@ def test_a_second_process_is_refused_and_a_dead_ones_lock_is_none(running, tmp_p
     third.communicate()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_nobody_listens(tmp_path):
     """The reader of its output ends, as `head` does."""
     command = [*COMMAND, f"--checkpoint={tmp_path / 'run'}", "--meta-iters=40"]
@@ -284,6 +287,7 @@ def test_a_run_goes_on_when_nobody_listens(tmp_path):
     assert (tmp_path / "run" / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     part = tmp_path / "run" / ".checkpoint-0000020.1.part.npz"
     part.parent.mkdir()
