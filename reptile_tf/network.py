@@ -84,7 +84,9 @@ class Network:
         with layers.ONE_AT_A_TIME:
             in_turn = compare.compare(self)
         if in_turn:
-            log.info(f"stacked: these run one task after another, since they cannot be vectorized: {', '.join(in_turn)}")
+            log.info(
+                f"stacked: these run one task after another, since they have no vectorized form: {', '.join(in_turn)}"
+            )
 
     def unstacked(self) -> "Network":
         """The same network for one task at a time."""
