@@ -14,6 +14,7 @@ RUN = "--device=cpu --meta-iters=2 --meta-batch=2 --filters=2 --inner-iters=2 --
 RUN += "--eval-samples=2 --eval-tasks=2 --eval-interval=1 --eval-iters=1"
 SMALL = {
     "run_omniglot.py": f"--source=glyphs {RUN}",
+    "run_folder.py": f"--size=16 {RUN}",
     "run_miniimagenet.py": RUN,
     "experiments/adam_order.py": f"--source=glyphs {RUN} --only=side-seed0 --out=. --runs=runs",
     "benchmarks/speed.py": "--rounds=1 --seconds=0.1 --against=eager",

@@ -26,6 +26,8 @@ make() { command make --dry-run --directory "$ROOT" "$@" > out; }  # network, a 
 NOT_RUN = {
     ("training.md", "phi ← initial weights"): "pseudocode",
     ("models.md", "for x, y in minibatches:"): "the loop that tests/test_exact.py compares with",
+    ("folders.md", "path,label,set"): "a table",
+    ("folders.md", "# to test on"): "a file of names",
     ("README.md", "test accuracy:"): "what make train prints",
     ("README.md", "@article"): "BibTeX",
 }
@@ -45,6 +47,12 @@ def place(request, tmp_path, glyphs):
     write_images(tmp_path / "photos", sets if request.param == "data.md" else [""], glyphs)
     for folder in ("data/miniimagenet", "data/standin/miniimagenet", "tree"):
         write_images(tmp_path / folder, sets, glyphs)
+    for index in range(5):
+        first, second = (Image.fromarray(255 * image[..., 0]) for image in glyphs.of_class(index)[:2])
+        (tmp_path / "shapes" / f"shape {index}").mkdir(parents=True)
+        (tmp_path / "new").mkdir(exist_ok=True)
+        first.save(tmp_path / "shapes" / f"shape {index}" / "0.png")
+        second.save(tmp_path / "new" / f"{index}.png")
     return tmp_path
 
 
