@@ -143,10 +143,11 @@ class Settings:
         if self.algorithm is None:
             object.__setattr__(self, "algorithm", "partial-sum" if self.gradients else "reptile")
         for field in dataclasses.fields(self):
-            value = _of_type(field.type, getattr(self, field.name), field.name)
+            kind: Any = field.type  # a class, since annotations are evaluated here
+            value = _of_type(kind, getattr(self, field.name), field.name)
             object.__setattr__(self, field.name, value)  # the dataclass is frozen
             low, high, choices = (field.metadata[name] for name in ("low", "high", "choices"))
-            high = high or MOST.get(field.type)
+            high = high or MOST.get(kind)
             if low is not None and value > high:  # which may have more digits than Python prints
                 raise SettingsError(f"{flag(field.name)} must be at most {high}")
             if low is not None and not value >= low:  # nan is not

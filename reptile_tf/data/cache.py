@@ -140,7 +140,7 @@ def _write(manifest: pathlib.Path, key: str, shape: tuple[int, ...], dtype: Any,
         images = files.new_array(part, shape, dtype)
         counts, found = decode(images)
         images.flush()
-        digest = hashlib.sha256(images).hexdigest()
+        digest = hashlib.sha256(images.data).hexdigest()
         del images
     stored = {"key": key, "images sha256": digest, "counts": counts, "found": found}
     try:

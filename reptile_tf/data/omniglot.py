@@ -9,6 +9,7 @@ import io
 import os
 import pathlib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -201,13 +202,13 @@ def _scan(part: pathlib.Path) -> dict[str, list[os.DirEntry]]:
     return drawings
 
 
-def _read_split(builder, split: str) -> dict[str, list[bytes]]:
+def _read_split(builder: Any, split: str) -> dict[str, list[bytes]]:
     """Reads the PNG files of one split by class name; they are stored there byte for byte."""
     import tensorflow_datasets as tfds
 
     alphabets = builder.info.features["alphabet"].names
     dataset = builder.as_dataset(split=split, decoders={"image": tfds.decode.SkipDecoding()}, batch_size=512)
-    drawings = {}
+    drawings: dict[str, list[bytes]] = {}
     for batch in tfds.as_numpy(dataset):
         for alphabet, character, png in zip(batch["alphabet"], batch["alphabet_char_id"], batch["image"], strict=True):
             drawings.setdefault(f"{alphabets[alphabet]}/character{character + 1:02d}", []).append(png)
@@ -236,7 +237,7 @@ def _gaps(part: str, alphabets: dict[str, int], drawings: dict[str, list]) -> It
     if not drawings:
         yield f"all of {part} ({len(alphabets)} alphabets) is missing"
         return
-    found = {}
+    found: dict[str, dict[str, int]] = {}
     for name, files in drawings.items():
         alphabet, character = name.split("/")
         found.setdefault(alphabet, {})[character] = len(files)
