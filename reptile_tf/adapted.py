@@ -47,18 +47,18 @@ class Support(NamedTuple):
     def of(cls, learner: "MetaLearner", x: np.ndarray, y: Sequence) -> "Support":
         """See `MetaLearner.adapt`."""
         network = learner.network
-        x, y = np.asarray(x), np.asarray(y)
+        x, targets = np.asarray(x), np.asarray(y)
         outputs = network.facts.output_shape[-1]
         if not len(x):
             raise ValueError("adapt needs a sample of each class")
         checks.inputs(network, x.shape[1:])
         learner.origin.check(x)
         if network.loss is not cross_entropy:
-            return cls(x, y, None, outputs)
-        labels, y = np.unique(checks.names(y, len(x), outputs), return_inverse=True)
+            return cls(x, targets, None, outputs)
+        labels, numbers = np.unique(checks.names(targets, len(x), outputs), return_inverse=True)
         if len(labels) < 2:
             raise ValueError(f"all labels are {labels[0]}: give examples of two classes or more")
-        return cls(x, y.astype(np.int32), labels, max(len(labels), outputs))
+        return cls(x, numbers.astype(np.int32), labels, max(len(labels), outputs))
 
 
 class Adapter:
@@ -207,7 +207,7 @@ class Adapted:
             raise ValueError("Keras cannot rebuild the learner's model: keep the support set, and adapt to it again")
         labels = None if self.labels is None else self.labels.tolist()
         said = {"labels": labels, "scale": self._adapter.network.scale} | self.origin.pixels()
-        with files.replacing(path) as part:
+        with files.replacing(pathlib.Path(path)) as part:
             model.save(part)
             with zipfile.ZipFile(part, "a") as archive:
                 archive.writestr(zipfile.ZipInfo("classifier.json"), json.dumps(said))

@@ -15,7 +15,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from reptile_tf import backend  # nothing that takes time, before the flags are right
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    def at_least(least: int):
+    def at_least(least: int) -> Callable[[str], int]:
         def number(text: str) -> int:
             if not text.isdecimal() or int(text) < least or len(text) > 9:
                 raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
 
         return number
 
-    def ending(*suffixes: str):
+    def ending(*suffixes: str) -> Callable[[str], pathlib.Path]:
         def path(text: str) -> pathlib.Path:
             if pathlib.Path(text).suffix not in suffixes:
                 raise argparse.ArgumentTypeError(f"{text!r} does not end in {' or '.join(suffixes)}")
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        epilog="Flags may be written with hyphens or underscores. Images are PNG or JPEG files.",
+        epilog="Flags may be written with hyphens or underscores. Images may be of any common format.",
     )
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="folder of a trained network")
     parser.add_argument("--support", required=True, metavar="DIR", help="folder with a folder of images of each class")
@@ -128,7 +128,8 @@ def _classify(arguments: argparse.Namespace) -> None:
         raise UserError(str(error)) from error
     probabilities = few.probabilities(query_x, transductive=arguments.transductive)
 
-    names, best = few.labels.tolist(), probabilities.argmax(-1)
+    names = [str(label) for label in few.labels] if few.labels is not None else []
+    best = probabilities.argmax(-1)
     answers = [
         {
             "file": str(file),
@@ -157,7 +158,7 @@ def _classify(arguments: argparse.Namespace) -> None:
 
         shown = [(*pair, label) for *pair, label in zip(support, support_x, labels, strict=True)]
         asked = list(zip(queries, query_x, (answer["probabilities"] for answer in answers), strict=True))
-        files.write_text(written["report"], report.page(run, shown, asked, learner.origin.white))
+        files.write_text(written["report"], report.page(run, shown, asked, learner.origin.white or 255))
     if written["json"]:
         files.write_text(written["json"], json.dumps(run | {"answers": answers}, indent=1) + "\n")
     if written["csv"]:

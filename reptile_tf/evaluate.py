@@ -228,7 +228,7 @@ def answers(
                 raise UserError(
                     f"adaptation to {wrong} of {done} tasks produced non-finite values; lower --learning-rate"
                 )
-            way, queries = batch.classes.shape[1], batch.query_y.shape[1]
+            way, queries = np.shape(batch.classes)[1], batch.query_y.shape[1]
             classes, labels, *ways = np.split(rows, way + queries * np.arange(3), axis=1)
             both = Predictions(*(Answers(classes, labels, answers) for answers in ways))
             bar.advance(done - first, str(Accuracy.of(both[transductive].by_task()[:done])))

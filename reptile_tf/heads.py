@@ -89,18 +89,18 @@ def resized(model: keras.Model, outputs: int) -> keras.Model:
         with warnings.catch_warnings(), keras.saving.custom_object_scope(kinds):
             warnings.simplefilter("ignore")  # of lambdas, which Keras takes for unsafe where they come from a file
             other = keras.models.clone_model(model, clone_function=clone)
-        for ours, theirs in zip(other.variables, model.variables, strict=True):
-            of_head = any(theirs is v for v in head.trainable_variables)
-            ours.assign(_columns(theirs.numpy(), outputs) if of_head else theirs)
+        for copied, variable in zip(other.variables, model.variables, strict=True):
+            of_head = any(variable is v for v in head.trainable_variables)
+            copied.assign(_columns(variable.numpy(), outputs) if of_head else variable)
         x = random_batch(model, tuple(model.input_shape[1:]))
         kept = min(outputs, head.units)
-        pair = [PlainCall(one, x).outputs[..., :kept] for one in (other, model)]
+        ours, theirs = (PlainCall(one, x).outputs[..., :kept] for one in (other, model))
     except Exception as error:  # layers without get_config and the like: anything may be raised
         raise ValueError(
             f"Keras cannot rebuild the network for {outputs} classes ({in_one_line(error)}): use as many classes as it "
             f"has outputs, {head.units}, or fewer"
         ) from error
-    if not same(*pair, 1e-5):
+    if not same(ours, theirs, 1e-5):
         raise ValueError(
             f"a network for {outputs} classes, as Keras rebuilds it, computes something else: use as many classes as "
             f"it has outputs, {head.units}, or fewer"

@@ -34,7 +34,7 @@ class Origin:
     resampling: str = "nearest"
 
     @classmethod
-    def of_run(cls, settings: "Settings", pixels: dict[str, int]) -> "Origin":
+    def of_run(cls, settings: "Settings", pixels: dict[str, Any]) -> "Origin":
         """From a run's evaluation settings, and `pixels` of its images."""
         return cls(settings.eval_iters, settings.eval_batch, settings.replacement, **pixels)
 

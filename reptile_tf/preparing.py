@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from reptile_tf.data import drawings, folder
+from reptile_tf.data import decode, drawings, listing
 from reptile_tf.errors import UserError
-from reptile_tf.fetch.image_files import SUFFIXES, visible
+from reptile_tf.fetch.image_files import visible
 from reptile_tf.origin import TWO_VALUES
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ def images(paths: Paths, like: "MetaLearner") -> np.ndarray:
     `data.drawings`); for one of photographs an image is resized as those were.
 
     Args:
-      paths: a file, several files, or a folder of PNG and JPEG files, taken in the order of their names.
+      paths: a file, several files, or a folder of images, taken in the order of their names.
       like: the learner.
 
     Returns:
@@ -40,7 +39,7 @@ def images(paths: Paths, like: "MetaLearner") -> np.ndarray:
 
 
 def examples(path: str | os.PathLike, like: "MetaLearner") -> tuple[np.ndarray, np.ndarray]:
-    """The images of `path/CLASS/IMAGE`, prepared as by `images`, and their labels, the names of the folders.
+    """The images of `path/CLASS/IMAGE`, or of a table (see `data.listing`), prepared as by `images`, and their labels.
 
     Returns:
       uint8 [image, height, width, channel] and str [image], for `learner.adapt`.
@@ -55,7 +54,7 @@ def examples(path: str | os.PathLike, like: "MetaLearner") -> tuple[np.ndarray, 
 
 def example_files(path: str | os.PathLike) -> dict[str, list[pathlib.Path]]:
     """The image files of each class of `path/CLASS/IMAGE`, in the order of names; raises UserError as `examples`."""
-    found = {label: [pathlib.Path(e.path) for e in entries] for label, entries in folder.scan(path).items()}
+    found = {label: [pathlib.Path(e.path) for e in entries] for label, entries in listing.of(path).classes.items()}
     if len(found) < 2:
         raise UserError(f"{path} has one class folder, {next(iter(found))}: give examples of two classes or more")
     return found
@@ -68,11 +67,13 @@ def files(paths: Paths) -> list[pathlib.Path]:
     path = pathlib.Path(paths)
     if path.is_dir():
         try:
-            found = [pathlib.Path(e.path) for e in visible(path) if e.name.lower().endswith(SUFFIXES) and e.is_file()]
+            found = [
+                pathlib.Path(e.path) for e in visible(path) if e.name.lower().endswith(decode.SUFFIXES) and e.is_file()
+            ]
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}; put that right") from error
         if not found:
-            raise UserError(f"no PNG or JPEG images in {path}; put some there")
+            raise UserError(f"no images in {path}; put some there")
         return found
     if not path.exists():
         raise UserError(f"no file or folder {path}; name an image, or a folder of images")
@@ -90,38 +91,14 @@ def _shape(learner: "MetaLearner") -> tuple[int, int, int]:
         )
     if learner.origin.white == TWO_VALUES and (shape[0] != shape[1] or shape[2] != 1):
         raise UserError(f"the learner takes drawings of {shape}, for which files cannot be prepared: give arrays")
-    return shape
+    height, width, channels = shape
+    return int(height), int(width), int(channels)
 
 
 def _prepared(file: pathlib.Path, shape: tuple[int, int, int], learner: "MetaLearner") -> np.ndarray:
     """One image: uint8 [height, width, channel]."""
     height, width, channels = shape
     if learner.origin.white == TWO_VALUES:
-        drawn = drawings.prepared(_read(file, None, 1)[..., 0], height, str(file))
+        drawn = drawings.prepared(decode.read(file, None, 1)[..., 0], height, str(file))
         return (drawn if learner.origin.paper else 1 - drawn)[..., np.newaxis]
-    return _read(file, (width, height), channels)
-
-
-def _read(file: pathlib.Path, size: tuple[int, int] | None, channels: int) -> np.ndarray:
-    """The one place where a file is opened: uint8 [height, width, channel], upright, on white where transparent.
-
-    Args:
-      file: of any format that Pillow reads.
-      size: width and height to resize to, as training images are; None: as it is.
-      channels: 1 or 3.
-    """
-    try:
-        with Image.open(file) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I;16") or image.mode == "I":
-                image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            if size:
-                image = image.resize(size, folder.RESAMPLING)
-            return np.asarray(image.convert("L" if channels == 1 else "RGB")).reshape(image.height, image.width, -1)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all of Pillow's ways to say it
-        if isinstance(error, OSError) and error.errno:  # the machine's, which says nothing of the image
-            raise UserError(f"cannot read {file}: {error.strerror}; put that right") from error
-        raise UserError(f"cannot read {file} as an image ({error}); replace it, or move it away") from error
+    return decode.read(file, (height, width), channels)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from reptile_tf.origin import TWO_VALUES
 
@@ -98,12 +98,9 @@ def _answer(file: os.PathLike, of_each: dict[str, float]) -> str:
 
 def _thumbnail(file: os.PathLike) -> str:
     """A file that was read before, small."""
-    with Image.open(file) as image:
-        image = ImageOps.exif_transpose(image)
-        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        if image.has_transparency_data:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        return _uri(image.convert("RGB"), "JPEG")
+    image = Image.fromarray(decode.read(file, None))
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    return _uri(image, "JPEG")
 
 
 def _uri(image: Image.Image, kind: str) -> str:

@@ -151,7 +151,7 @@ def _restore(prepared: Prepared) -> tuple[MetaLearner, Checkpoint | None]:
         model, settings, prepared.images.scale, prepared.placement.stacked, prepared.workers
     )
     checkpoint = learners.restore_from(folder, learner)
-    if prepared.workers.is_chief:
+    if checkpoint is not None:
         log.info(f"{folder.path}: trained for {checkpoint.iteration} meta-iterations")
     return learner, checkpoint
 

@@ -23,7 +23,7 @@ _ACTIVATIONS = ("linear", "relu", "tanh", "sigmoid", "elu", "selu", "softplus", 
 
 def described(model: "keras.Sequential") -> list[dict[str, Any]]:
     """The configuration of each layer of a chain; raises UserError for one that would compute differently."""
-    configs = []
+    configs: list[dict[str, Any]] = []
     for layer in model.layers:
         kind, config = type(layer).__name__, layer.get_config()
         _check_layer(kind, config)

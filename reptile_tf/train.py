@@ -92,14 +92,17 @@ def meta_train(
     learner = make_learner(model, settings, given.scale if given else 1.0, stacked, cluster, loss)
     learner.origin = Origin.of_run(settings, origin.pixels(given))
     folder = folder if cluster.is_chief else None
-    split, images, sampler = {}, None, classes
-    if given:
-        split = {"train": given} | ({} if held_out is None else {"held out": held_out})
-        drawable = tasks.with_enough(given, settings.classes, settings.images_per_class, "training")
-        checks.classifier(model, given.images.shape[1:], settings.classes)
+    split: dict[str, ImageClasses] = {}
+    images = None
+    if isinstance(classes, ImageClasses):
+        split = {"train": classes} | ({} if held_out is None else {"held out": held_out})
+        drawable = tasks.with_enough(classes, settings.classes, settings.images_per_class, "training")
+        checks.classifier(model, classes.images.shape[1:], settings.classes)
         if stacked:
             images, drawable = feed.images_on_gpu(drawable)
-        sampler = functools.partial(tasks.training_tasks, drawable, **settings.training_arguments())
+        sampler: Sampler = functools.partial(tasks.training_tasks, drawable, **settings.training_arguments())
+    else:
+        sampler = classes
     if held_out is not None:
         held_out = tasks.with_enough(held_out, settings.classes, settings.shots + 1, "validation")
     for part in split.values():
@@ -220,7 +223,9 @@ def _diverged(error: NotFiniteError, done: int, folder: RunFolder | None) -> str
     # Not the state at hand: it is finite, but may have run away already.
     kept = [i for i in folder.iterations() if i <= done] if folder is not None else []
     last = (
-        f"the last good checkpoint, of meta-iteration {kept[-1]}, is kept in {folder.path}" if kept else "none is saved"
+        f"the last good checkpoint, of meta-iteration {kept[-1]}, is kept in {folder.path}"
+        if folder and kept
+        else "none is saved"
     )
     return f"{_NOT_FINITE} {done + 1} ({error}): training stops, {last}; lower --learning-rate or --meta-step"
 

@@ -66,8 +66,8 @@ def mapped(
         return cache.Prepared(results, *fill(results)).classes()
     digest = hashlib.sha256(repr((classes.names, classes.counts.tolist(), batch, first.dtype.str, shape)).encode())
     for samples in batches():
-        digest.update(np.ascontiguousarray(samples))
-    digest.update(np.ascontiguousarray(first))
+        digest.update(samples.tobytes())
+    digest.update(first.tobytes())
     place = pathlib.Path(f"{os.fspath(store)}.json")
     return cache.prepared(place, digest.hexdigest(), shape, fill, dtype=first.dtype).classes()
 

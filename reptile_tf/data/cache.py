@@ -45,12 +45,12 @@ class Prepared(NamedTuple):
         return ImageClasses(self.images, np.cumsum(counts) - counts, counts, tuple(self.counts), scale)
 
 
-def fingerprint(root: pathlib.Path, sources: Iterable[os.DirEntry], note: str) -> str:
+def fingerprint(root: pathlib.Path, sources: Iterable[Any], note: str) -> str:
     """Digests what a store depends on: relative path, size and time of change of every file, `note`, and the decoder.
 
     Args:
       root: the folder that the paths are relative to, so that moving all of it keeps the store valid.
-      sources: the source files, in any order.
+      sources: the source files, in any order: os.DirEntry, or what has `path` and `stat()` like it.
       note: whatever else the decoded images depend on, such as their size.
 
     Returns:

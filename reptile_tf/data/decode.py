@@ -50,7 +50,7 @@ class Picture(NamedTuple):
 
 
 def read(
-    file: str | os.PathLike, size: int | tuple[int, int], channels: int = 3, *, as_stored: bool = False
+    file: str | os.PathLike, size: int | tuple[int, int] | None, channels: int = 3, *, as_stored: bool = False
 ) -> np.ndarray:
     """Decodes an image as a viewer shows it, stretched to `size` by nearest neighbour.
 
@@ -64,7 +64,7 @@ def read(
 
     Args:
       file: the path of a file of one of `FORMATS`, whatever its name.
-      size: height and width, or both alike.
+      size: height and width, or both alike; None: as it is.
       channels: 3 for RGB or 1 for greyscale.
       as_stored: as the paper's code does it, without orientation, more bits or transparency: what is stored, resized
         and converted by Pillow.
@@ -84,21 +84,21 @@ def read(
 
 
 def picture(
-    file: str | os.PathLike, size: int | tuple[int, int], channels: int = 3, *, as_stored: bool = False
+    file: str | os.PathLike, size: int | tuple[int, int] | None, channels: int = 3, *, as_stored: bool = False
 ) -> Picture:
     """As `read`, which it explains, but tells of further pictures in the file instead of logging that."""
     if channels not in _MODES:
         raise ValueError(f"channels must be 1 or 3, not {channels}")
-    height, width = (size, size) if isinstance(size, int) else size
+    wanted = (size, size) if isinstance(size, int) else size and (size[1], size[0])  # width first
     path = os.fspath(file)
     try:
         with Image.open(path, formats=FORMATS) as image:
             if as_stored:
-                small = image.resize((width, height), RESAMPLING).convert(_MODES[channels])
+                small = image.resize(wanted or image.size, RESAMPLING).convert(_MODES[channels])
             else:
-                small = _as_shown(image, (width, height), _MODES[channels])
+                small = _as_shown(image, wanted, _MODES[channels])
             several = image.format != "MPO" and getattr(image, "is_animated", False)
-        return Picture(np.asarray(small).reshape(height, width, channels), several)
+        return Picture(np.asarray(small).reshape(small.height, small.width, channels), several)
     except MemoryError as error:
         raise UnreadableError(f"cannot read {path}: not enough memory; make the image smaller") from error
     except Exception as error:  # Pillow lets many kinds out when the bytes are not those of a sound image
@@ -117,20 +117,20 @@ def of_pixels(pixels: np.ndarray, size: int, channels: int) -> np.ndarray:
     return np.asarray(small.convert(_MODES[channels])).reshape(size, size, channels)
 
 
-def _as_shown(image: Image.Image, size: tuple[int, int], mode: str) -> Image.Image:
-    """`image` as a viewer shows it, of `size`, width first."""
+def _as_shown(image: Image.Image, size: tuple[int, int] | None, mode: str) -> Image.Image:
+    """`image` as a viewer shows it, of `size`, width first, or its own."""
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,}")
     image.load()
     with contextlib.suppress(Exception):  # whatever broken EXIF data lead to
         ImageOps.exif_transpose(image, in_place=True)
     # Before the conversions, which it commutes with: there are fewer pixels to convert.
-    small = image.resize(size, RESAMPLING)
+    small = image.resize(size or image.size, RESAMPLING)
     if image.mode[0] in "IF":
         small = _eight_bits(image, np.asarray(small))
     elif small.has_transparency_data:
         small = small.convert("RGBA")
-        small = Image.alpha_composite(Image.new("RGBA", size, "white"), small)
+        small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small)
     return small.convert(mode)
 
 

@@ -102,7 +102,7 @@ def prepare(
             if to != index:
                 images[to] = images[index]
         paths = [os.path.relpath(file.path, found.root) for file in every]
-        owners = collections.defaultdict(dict)
+        owners: dict[bytes, dict[str, str]] = collections.defaultdict(dict)
         for index in sound:
             owners[decoded.digests[index]].setdefault(labels[index], paths[index])
         counts = dict.fromkeys(found.classes, 0) | collections.Counter(labels[index] for index in sound)

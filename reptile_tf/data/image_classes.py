@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,7 @@ class ImageClasses:
         upright = [index for index in range(len(self)) if not (self.turns and self.turns[index])]
         return [self.names[index] for index in upright if alike(index)]
 
-    def subset(self, indices: np.ndarray) -> "ImageClasses":
+    def subset(self, indices: Sequence[int] | np.ndarray) -> "ImageClasses":
         """The classes at `indices` (int [class]), in that order; the images are shared, not copied."""
         indices = np.asarray(indices, np.int64)
         names = tuple(self.names[i] for i in indices)

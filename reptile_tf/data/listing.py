@@ -79,7 +79,8 @@ def of_table(path: pathlib.Path) -> Listing:
     """
     if path.suffix.lower() != ".csv":
         raise UserError(f"{path} is neither a folder of class folders nor a table, PATH.csv")
-    classes, lines = collections.defaultdict(list), {}
+    classes: dict[str, list[os.DirEntry | File]] = collections.defaultdict(list)
+    lines: dict[str, int] = {}
     try:
         text = path.read_text(encoding="utf-8-sig")
         rows = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
@@ -146,9 +147,9 @@ def _of_folder(path: pathlib.Path) -> Listing:
 
 def _in_order(classes: dict[str, list]) -> dict[str, list]:
     """The classes by set, if they are in sets, and by name; raises UserError if a name is in two sets."""
-    if not (sets := sets_of(classes)):
+    if not (sets := sets_of(list(classes))):
         return {name: classes[name] for name in sorted(classes, key=lambda name: name.split("/"))}
-    by_label = {}
+    by_label: dict[str, list[str]] = {}
     for name in classes:
         by_label.setdefault(name.partition("/")[2], []).append(sets[name])
     twice = [label for label in sorted(by_label) if len(by_label[label]) > 1]

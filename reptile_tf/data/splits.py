@@ -128,7 +128,7 @@ def _by_shares(names: Sequence[str], shares: tuple[float, float, float], seed: i
     total = sum(wanted.values())
     sizes = {part: max(ways, round(len(names) * (share / total))) for part, share in wanted.items()}
     while sum(sizes.values()) > len(names):
-        sizes[max(sizes, key=sizes.get)] -= 1
+        sizes[max(sizes, key=lambda part: sizes[part])] -= 1
     sizes["train"] += len(names) - sum(sizes.values())
     shuffled = np.random.Generator(np.random.Philox(seed)).permutation(sorted(names)).tolist()
     sets = {}
