@@ -91,8 +91,8 @@ def _shape(learner: "MetaLearner") -> tuple[int, int, int]:
         )
     if learner.origin.white == TWO_VALUES and (shape[0] != shape[1] or shape[2] != 1):
         raise UserError(f"the learner takes drawings of {shape}, for which files cannot be prepared: give arrays")
-    height, width, channels = shape
-    return int(height), int(width), int(channels)
+    height, width, channels = (int(axis) for axis in shape if axis is not None)
+    return height, width, channels
 
 
 def _prepared(file: pathlib.Path, shape: tuple[int, int, int], learner: "MetaLearner") -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from reptile_tf.data import decode
 from reptile_tf.origin import TWO_VALUES
 
 _THUMBNAIL = 200  # pixels
