@@ -55,9 +55,8 @@ def one_task(few: adapted.Adapted, query_x: np.ndarray, query_y: np.ndarray, mod
         for variable, value in zip(model.trainable_variables, network.unflatten(few.weights), strict=True):
             variable.assign(value)
         adapted._set_moving_averages(model, network, network.scaled(few._support_x))
-    answers = [few.predict(query_x), few.predict(query_x, transductive=True)]
     logits = np.asarray(model(query_x.astype(np.float32) * network.scale, training=False))
-    return [float((answer == query_y).mean()) for answer in (*answers, few.labels[logits.argmax(-1)])]
+    return [float((few.labels[of_way.argmax(-1)] == query_y).mean()) for of_way in (*few.predictions(query_x), logits)]
 
 
 def summary(shares: np.ndarray) -> dict:
@@ -219,11 +218,11 @@ def commit() -> str:
 
 def main():
     """Measures one part, and writes it."""
-    parts = {"model": (model_part, 2000), "ways": (ways_part, 2000), "photographs": (photographs_part, 500)}
+    parts = {"model": (model_part, 2000), "ways": (ways_part, 500), "photographs": (photographs_part, 500)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--omniglot", required=True, help="folder with images_background and images_evaluation")
     parser.add_argument("--part", required=True, choices=parts)
-    parser.add_argument("--tasks", type=int, help="how many (default: 2000, photographs 500)")
+    parser.add_argument("--tasks", type=int, help="how many (default: 2000 for model, else 500)")
     parser.add_argument("--out", type=pathlib.Path, default=OUT, help="where to write (default: docs/results)")
     arguments = parser.parse_args()
     run, count = parts[arguments.part]

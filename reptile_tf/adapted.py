@@ -18,7 +18,7 @@ from reptile_tf import checks, files, heads, layers
 from reptile_tf.errors import UserError
 from reptile_tf.examine import PlainCall, random_batch, same
 from reptile_tf.inner_loop import Adaptation, InnerLoop
-from reptile_tf.network import Network, cross_entropy
+from reptile_tf.network import Network, Predictions, cross_entropy
 from reptile_tf.origin import Origin
 from reptile_tf.progress import log
 from reptile_tf.state import NotFiniteError
@@ -150,14 +150,18 @@ class Adapted:
         Raises:
           ValueError: inputs of another shape or range than the training images'.
         """
+        return self.predictions(x)[transductive]
+
+    def predictions(self, x: np.ndarray) -> Predictions:
+        """`outputs` in both ways, from one call. Arguments and errors: see there."""
         network = self._adapter.network
         x = np.asarray(x)
         checks.inputs(network, x.shape[1:])
         self.origin.check(x)
         x = x.astype(network.raw_dtype.as_numpy_dtype)
         stacks = (array[np.newaxis] for array in (self.weights, self._support_x, x))
-        outputs = self._adapter.predictions(*stacks)[transductive][0].numpy()
-        return outputs if self.labels is None else outputs[..., : len(self.labels)]
+        used = None if self.labels is None else len(self.labels)
+        return Predictions(*(outputs[0].numpy()[..., :used] for outputs in self._adapter.predictions(*stacks)))
 
     def predict(self, x: np.ndarray, *, transductive: bool = False) -> np.ndarray:
         """The labels of new inputs, [query], of the largest output each. Arguments and errors: see `outputs`.

@@ -232,7 +232,7 @@ def test_the_command_does_what_the_five_lines_do(classified, photographs, learne
 def test_the_report_is_one_file_with_all_images(classified):
     page = (classified[0] / "r.html").read_text(encoding="utf-8")
     assert page.count("data:image/jpeg;base64,") == page.count("data:image/png;base64,") == 6
-    assert not re.findall(r"(?:src|href)=[\"']?(?!data:)", page)
+    assert not re.findall(r'(?:src|href)=(?!"data:)|url\(|@import|<script', page)
     assert page.count("<li class=best>") == 3
     assert "circle-1.jpg" in page
 
