@@ -141,7 +141,7 @@ def test_library_and_command_line_make_the_same_settings(problem):
         assert ours == theirs, line
         compared += isinstance(ours, Settings)
     assert compared > 150
-    with pytest.raises(SettingsError, match="unknown preset 'chess'; there are: miniimagenet-1shot-5way, "):
+    with pytest.raises(SettingsError, match="unknown preset 'chess'; there are: folder-quick, folder-1shot-5way, "):
         Settings.preset("chess")
 
 
@@ -159,7 +159,9 @@ def test_the_originals_flags_are_values_of_todays(alias):
 
 def test_gradients_mean_a_partial_sum():
     assert parse("--gradients=1,2").algorithm == "partial-sum"
-    assert parse("--gradients=1,2") == Settings(gradients="1,2") == Settings(algorithm="partial-sum", gradients="1,2")
+    same = (Settings(gradients="1,2", **more) for more in ({"rotations": True}, {"rotations": True, "algorithm": None}))
+    assert all(parse("--gradients=1,2") == settings for settings in same)
+    assert parse("--gradients=1,2") == Settings(algorithm="partial-sum", gradients="1,2", rotations=True)
 
 
 def test_what_a_setting_affects_is_said_once():
@@ -188,7 +190,7 @@ def test_what_a_setting_affects_is_said_once():
         ),
         (["--eval-batch=100000000", "--eval-iters=0"], "--eval-iters x --eval-batch must be at most"),
         (["--preset=omniglot"], "unknown preset 'omniglot'; there are: omniglot-1shot-5way"),
-        (["--source=web"], "--source must be one of raw, tfds, glyphs"),
+        (["--source=web"], "--source must be one of raw, tfds, tfds:NAME, glyphs"),
         (["--foml-tail=1"], "--foml-tail needs --algorithm foml or maml"),
         (["--maml"], "--algorithm maml needs --inner-optimizer sgd"),
         (["--maml", "--sgd", "--foml"], "--maml and --foml exclude each other"),
