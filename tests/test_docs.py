@@ -1,6 +1,7 @@
 """README.md and docs/*.md: their commands and programs run, their links lead somewhere, nothing is said twice."""
 
 import collections
+import dataclasses
 import os
 import pathlib
 import re
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 from pages import PAGES, ROOT, blocks, links, prose, text_of
 from PIL import Image
+
+from reptile_tf.settings import Settings, flag
 
 # Every block of commands is run as it stands, small by `small.py`. What is not run, and why:
 STAND_INS = """
@@ -157,6 +160,12 @@ def test_the_modules_of_the_map_exist():
     )
     assert len(named) > 15
     assert [name for name in named if not (ROOT / "reptile_tf" / name).exists()] == []
+
+
+def test_the_table_of_settings_is_complete():
+    table = text_of("training.md").split("## Settings")[1].split("\n## ")[0].split("|---|---|")[1]
+    names = [flag(field.name) for field in dataclasses.fields(Settings)]
+    assert re.findall(r"`(--[a-z0-9-]+)`", table.split("\n\n")[0]) == names
 
 
 def test_the_readme_is_short():
