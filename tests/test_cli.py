@@ -226,7 +226,7 @@ def test_the_results_name_the_way_that_was_asked_for_first(rehearse, flag, expec
         results = json.loads(pathlib.Path("run", file).read_text())
         found = {name: value["accuracy"] for name, value in results.items() if name.startswith("test")}
         assert found == expected
-        assert results["train"] == results["test"]
+        assert results["train"]["accuracy"] == results["test"]["accuracy"]
 
 
 # --- mistakes, in this process -----------------------------------------------------------------------------------
@@ -241,8 +241,8 @@ def test_the_results_name_the_way_that_was_asked_for_first(rehearse, flag, expec
         (["--replacement", "--inner-batch=1000"], 2, "cannot be larger than the task"),
         ([], 1, "no Omniglot at data/omniglot; run: bash fetch_data.sh omniglot"),
         (["--source=glyphs", "--classes=2000"], 1, "2000 ways need 2000 classes"),
-        (["--source=glyphs", "--shots=20"], 1, "has 20 images, but evaluation needs 21"),
-        (["--source=glyphs", "--train-shots=21"], 1, "has 20 images, but training needs 21"),
+        (["--source=glyphs", "--shots=20"], 1, "with the 21 images that evaluation (train) needs"),
+        (["--source=glyphs", "--train-shots=21"], 1, "with the 21 images that training needs"),
         (["--pretrained"], 1, "no run in model_checkpoint"),
     ],
 )

@@ -18,7 +18,7 @@ TAKES = {
     "fetch": set(),
     "data": {"fetch", "errors", "files", "progress"},
     "distributed": {"errors", "progress"},
-    "problems": {"data", "fetch", "models", "settings"},
+    "problems": {"data", "errors", "fetch", "models", "settings"},
 }
 
 
