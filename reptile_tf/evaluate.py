@@ -214,9 +214,9 @@ def answers(
             # A worker with none to count takes some all the same: the others would not wait while it compiles later.
             mine = min(first + evaluator.tasks * cluster.index, done)
             batch = draw(first=mine, count=evaluator.tasks)
-            given = []
+            given, way = [], np.shape(batch.classes)[1]
             for logits in evaluator.logits(batch):
-                given.append(logits.argmax(-1))
+                given.append(logits[..., :way].argmax(-1))  # a network for more classes has outputs that stand for none
                 given[-1][~np.isfinite(logits).all((1, 2))] = -1  # whose argmax would be right by chance
             found = np.concatenate([batch.classes, batch.query_y, *given], axis=1)
             if not first:
@@ -228,8 +228,7 @@ def answers(
                 raise UserError(
                     f"adaptation to {wrong} of {done} tasks produced non-finite values; lower --learning-rate"
                 )
-            way, queries = np.shape(batch.classes)[1], batch.query_y.shape[1]
-            classes, labels, *ways = np.split(rows, way + queries * np.arange(3), axis=1)
+            classes, labels, *ways = np.split(rows, way + batch.query_y.shape[1] * np.arange(3), axis=1)
             both = Predictions(*(Answers(classes, labels, answers) for answers in ways))
             bar.advance(done - first, str(Accuracy.of(both[transductive].by_task()[:done])))
     return both

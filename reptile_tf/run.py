@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from reptile_tf import breakdown, checks, configuration, device, evaluate, files, learners, plots, tasks, train
+from reptile_tf import breakdown, checks, configuration, device, evaluate, files, heads, learners, plots, tasks, train
 from reptile_tf.checkpoint import Checkpoint, RunFolder
 from reptile_tf.data import ImageClasses
 from reptile_tf.distributed import cluster, tf_config
@@ -43,6 +43,7 @@ class Prepared:
       name: of the images in results.
       images: all classes.
       split: the classes by set, as the checkpoint keeps them.
+      ways: that the network is trained for.
     """
 
     problem: Problem
@@ -53,6 +54,7 @@ class Prepared:
     name: str
     images: ImageClasses
     split: Sets
+    ways: int
 
     @functools.cached_property
     def sets(self) -> Sets:
@@ -104,9 +106,11 @@ def _prepare(settings: Settings, chosen: frozenset[str], problem: Problem) -> Pr
     workers = cluster.join(where)
     workers.agree("flags", settings.determining_results())
     workers.agree("mode", "stacked" if placement.stacked else "branches")  # GPUs and CPUs give other sizes of blocks
+    ways = settings.classes
     if settings.pretrained:
         config = json.loads(workers.text_from_chief(lambda: json.dumps(folder.config())))
         settings = _of_network_in(folder, config, settings, chosen, problem)
+        ways = config["settings"].get("classes", settings.classes)
     log.info(placement.line)
     images, name = problem.load(settings)
     log.info(f"{name}: {len(images):,} classes, {images.counts.sum():,} images")
@@ -116,7 +120,7 @@ def _prepare(settings: Settings, chosen: frozenset[str], problem: Problem) -> Pr
     else:
         split = problem.split(images, settings)
         _check_enough(split, settings)  # before a network of so many ways is made
-    return Prepared(problem, folder, settings, workers, placement, name, images, split)
+    return Prepared(problem, folder, settings, workers, placement, name, images, split, ways)
 
 
 def _train(prepared: Prepared, held: contextlib.ExitStack) -> tuple[MetaLearner, Checkpoint | None]:
@@ -146,14 +150,16 @@ def _train(prepared: Prepared, held: contextlib.ExitStack) -> tuple[MetaLearner,
 def _restore(prepared: Prepared) -> tuple[MetaLearner, Checkpoint | None]:
     """The learner in the folder, and for the chief its checkpoint."""
     folder, settings = prepared.folder, prepared.settings
-    model = prepared.problem.network(settings)
+    model = prepared.problem.network(dataclasses.replace(settings, classes=prepared.ways))
     learner = learners.make_learner(
         model, settings, prepared.images.scale, prepared.placement.stacked, prepared.workers
     )
     checkpoint = learners.restore_from(folder, learner)
     if checkpoint is not None:
         log.info(f"{folder.path}: trained for {checkpoint.iteration} meta-iterations")
-    return learner, checkpoint
+    if settings.classes != prepared.ways:
+        log.info(f"{folder.path}: trained with {prepared.ways} classes, evaluated with {settings.classes}")
+    return heads.with_outputs(learner, settings.classes), checkpoint
 
 
 def _evaluate(
@@ -202,6 +208,8 @@ def _write(
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
     }
     how = f"{settings.shots}shot{'-transductive' if settings.transductive else ''}"
+    if settings.classes != prepared.ways:
+        how = f"{settings.classes}way-{how}"
     file, by_class = "results.json", "classes.json"
     if settings.pretrained:
         file, by_class = f"evaluation-{how}.json", f"classes-{how}.json"
@@ -240,8 +248,9 @@ def _of_network_in(
     if wrong:
         asked = ", ".join(f"{flag(name)} {getattr(settings, name)} (it has {trained[name]})" for name in wrong)
         raise UserError(f"{folder.path} holds another network than asked for: {asked}; leave these flags out")
+    kept = {"classes": settings.classes} if "classes" in chosen else {}
     try:
-        return dataclasses.replace(settings, **trained)
+        return dataclasses.replace(settings, **(trained | kept))
     except (SettingsError, TypeError) as error:
         raise UserError(
             f"these flags do not go with {folder.path}: {getattr(error, 'on_command_line', error)}"

@@ -63,7 +63,8 @@ class Settings:
     split: str = _setting("", TASKS, "which classes to train, validate and test on: shares, as in 64,16,20; a file of "
                                      "the names to test on, one a line; with Omniglot, background: its evaluation "
                                      "alphabets to test on (default: as in the paper)", fixed=True)
-    classes: int = _setting(5, TASKS, "classes of a task: the N of N-way", low=2, fixed=True)
+    classes: int = _setting(5, TASKS, "classes of a task: the N of N-way; an evaluation with --pretrained may "
+                                      "have others than the training had", low=2)
     shots: int = _setting(5, TASKS, "images of each class to adapt to in evaluation (and in training, unless "
                                     "--train-shots is given)", low=1, affects=RESULTS)
     train_shots: int = _setting(0, TASKS, "images of each class in a training task (0: as many as --shots)", low=0)

@@ -267,7 +267,17 @@ def test_other_settings_for_a_trained_folder_are_refused(main, trained):
 def test_another_network_than_the_checkpoints_is_refused(main, trained):
     code, error = main("--pretrained", f"--checkpoint={trained[0]}", "--preset=omniglot-1shot-20way")
     assert code == 1
-    assert "--classes 20 (it has 3)" in error
+    assert "--learning-rate 0.0005 (it has 0.001)" in error
+
+
+@pytest.mark.parametrize("ways", [2, 5])
+def test_an_evaluation_may_have_other_ways_than_the_training(main, trained, tmp_path, ways):
+    shutil.copytree(trained[0], tmp_path / "run")
+    flags = ["--source=glyphs", f"--classes={ways}", "--shots=1", "--eval-samples=4", "--eval-iters=2"]
+    assert main("--pretrained", "--checkpoint=run", *flags) == (0, "")
+    results = json.loads((tmp_path / "run" / f"evaluation-{ways}way-1shot.json").read_text())
+    assert results["task"] == f"omniglot (glyphs), 1-shot {ways}-way"
+    assert 0 < results["train"]["accuracy"] <= 1
 
 
 def test_pretrained_tests_on_the_checkpoints_own_split(main, trained, tmp_path, monkeypatch):
