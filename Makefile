@@ -1,6 +1,7 @@
 # make train   sets up a virtual environment, gets Omniglot (or uses built-in glyphs) and trains for a few minutes
 # make test    sets up the same environment and runs the quick tests, in a few minutes
 # make test-all   runs all tests that this machine has what it takes for
+# make coverage   runs the quick tests and lists the lines of the package that they do not run
 # make faults  runs the tests of crashes, full disks, hostile files, wrong input and exactness at length
 # make gpu     runs the tests that need a GPU, and measures
 # make demo    builds the browser demo and serves it on this machine (PORT=8000); needs Node.js only
@@ -10,6 +11,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Files stay whole until a process has nothing left to do and takes over half of what another still has.
 PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
+# What `make test-all` begins with: test or coverage.
+FIRST ?= test
 # Two to five minutes on two cores; the paper's full run is in the README.
 QUICK := --preset omniglot-1shot-5way --transductive --meta-iters 1500 --save-interval 250 --eval-samples 200
 
@@ -18,7 +21,7 @@ QUIETLY := --quiet --quiet --disable-pip-version-check
 # For what builds packages, too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: train test test-all faults gpu lint bench demo clean
+.PHONY: train test test-all coverage faults gpu lint bench demo clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=…")'
@@ -33,11 +36,17 @@ train: $(VENV)/installed
 	$(BIN)/python run_omniglot.py $(QUICK) --source $$source --checkpoint checkpoints/quick-start-$$source
 
 test: $(VENV)/installed
-	$(PYTEST) -q -rfE -m "not slow" $(COVERAGE)
+	$(PYTEST) -q -rfE -m "not slow"
 
-# The long ones after the quick ones; `make test-all COVERAGE=--cov` names the lines that the quick ones do not run.
-test-all: test
+test-all: $(FIRST)
 	$(PYTEST) -m slow
+
+# The quick tests, and which lines of the package they run.
+coverage: $(VENV)/installed
+	$(BIN)/coverage erase
+	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml PYTHONPATH=tests $(PYTEST) -q -m "not slow"
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 # What machines, users and strangers do to long runs, at length, in twenty minutes; the long run by itself, for its rate.
 faults: $(VENV)/installed
