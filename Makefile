@@ -42,9 +42,10 @@ test-all: $(FIRST)
 	$(PYTEST) -m slow
 
 # The quick tests, and which lines of the package they run.
+coverage: export PYTHONPATH := $(CURDIR)/tests
 coverage: $(VENV)/installed
 	$(BIN)/coverage erase
-	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml PYTHONPATH=tests $(PYTEST) -q -m "not slow"
+	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(PYTEST) -q -m "not slow"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -65,6 +65,7 @@ def test_two_layers_of_one_model_have_masks_of_their_own():
     assert tuple(first) != tuple(second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", MODES, ids=str)
 def test_a_tasks_result_does_not_depend_on_who_else_runs(glyphs, options):
     if "sequential" in options:  # where Adam's state is passed on
@@ -96,6 +97,7 @@ def test_the_same_tasks_give_the_same_bits(glyphs, options):
     assert (again.state()["phi"] != one.state()["phi"]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("meta_gradient", [foml, maml, partial_sum([1, 3])], ids=["foml", "maml", "partial sum"])
 def test_all_algorithms_take_random_layers(glyphs, meta_gradient):
     one = MetaLearner(
@@ -139,6 +141,7 @@ SETTINGS = Settings(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_weights(glyphs, tmp_path, monkeypatch, one_by_one):
     def run(folder):
         return meta_train(dropping(), glyphs, SETTINGS, held_out=glyphs, folder=RunFolder(folder)).state()

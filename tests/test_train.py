@@ -111,6 +111,7 @@ def shown(folder, tag):
     return [(point.step, tf.make_ndarray(point.tensor_proto).item()) for point in read.Tensors(tag)]
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_each_step_once_after_crashes(small_model, glyphs, tmp_path, at_step):
     """One validation is at the checkpoint's step, one between it and the crash, written by two runs and by the last."""
     folder, settings = tmp_path / "crashed", dataclasses.replace(SETTINGS, eval_interval=2)
@@ -127,6 +128,7 @@ def test_tensorboard_shows_each_step_once_after_crashes(small_model, glyphs, tmp
     assert points(folder) == points(tmp_path / "undisturbed")
 
 
+@pytest.mark.slow
 def test_tensorboard_drops_what_tf_summary_wrote_after_the_checkpoint(small_model, glyphs, tmp_path, at_step):
     """As tensors, which an earlier version did, and by a clock that was ahead."""
     folder = tmp_path / "run"
@@ -216,6 +218,7 @@ def built(model):
     return model
 
 
+@pytest.mark.slow
 def test_training_learns(small_model, glyphs):
     settings = dataclasses.replace(
         SETTINGS, meta_iters=200, meta_batch=4, inner_iters=5, learning_rate=5e-3, eval_iters=10, eval_samples=100
