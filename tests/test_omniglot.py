@@ -203,6 +203,15 @@ def test_a_damaged_drawing_is_named(data_dir, harm):
     assert "\n" not in str(caught.value)
 
 
+def test_a_drawing_of_another_format_is_named(data_dir, monkeypatch):
+    """Pillow would start Ghostscript for this one."""
+    file = data_dir / "images_evaluation" / "Tengwar" / "character01" / "0004_13.png"
+    Image.new("RGB", (105, 105)).save(file, "EPS")
+    monkeypatch.setattr("PIL.EpsImagePlugin.EpsImageFile.load", lambda self: pytest.fail("opened as EPS"))
+    with pytest.raises(UserError, match=r"cannot read .*0004_13\.png \(cannot identify"):
+        omniglot.load_raw(data_dir)
+
+
 def test_a_drawing_of_another_size_is_named(data_dir):
     file = data_dir / "images_evaluation" / "Tengwar" / "character01" / "0004_13.png"
     draw(0).resize((28, 28)).save(file)
