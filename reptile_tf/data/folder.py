@@ -41,7 +41,8 @@ def load(
       size: height and width to resize to, or both alike.
       channels: 3 for RGB or 1 for greyscale; images of other kinds are converted.
       split: how the classes will be split, so that the sets can be compared: from the names of all to those of each
-        set, as `splits.split_names` does it. Without it they are if the names have sets.
+        set, as `splits.split_names` does it. It is called before any image is decoded. Without it the sets are compared
+        if the names have them.
       skip_bad_images: leave out files that are no images, and say which, instead of stopping.
       store: keep the decoded images beside their source, for the next start, and map them into memory. Where nothing
         can be written there, they are held in memory, with a warning.
@@ -51,7 +52,7 @@ def load(
       channels], scale 1/255.
 
     Raises:
-      UserError: what `listing.of` raises; an image cannot be read; the same image is in two sets.
+      UserError: what `listing.of` and `split` raise; an image cannot be read; the same image is in two sets.
       ValueError: `channels` is neither 1 nor 3.
     """
     if channels not in (1, 3):
@@ -60,12 +61,11 @@ def load(
     height, width = (size, size) if isinstance(size, int) else size
     shape = (height, width, channels)
     place = found.root / f"{found.store}{height}x{width}x{channels}.json" if store else None
+    names = tuple(found.classes)
+    # Before the images, which may take long.
+    sets = {name: part for part, of in split(names).items() for name in of} if split else listing.sets_of(names)
     classes, same = prepare(found, shape, place, skip_bad_images=skip_bad_images, required=False)
-    if split is None:
-        check_apart(same, listing.sets_of(classes.names), found.root)
-    else:
-        sets = split(classes.names)
-        check_apart(same, {name: part for part, names in sets.items() for name in names}, found.root)
+    check_apart(same, sets, found.root)
     return classes
 
 
