@@ -85,7 +85,7 @@ def confusion(path: pathlib.Path, names: Sequence[str], shares: np.ndarray) -> N
     plain = [_plain(name)[-24:] for name in names]
     axes.set_xticks(range(len(names)), plain, rotation=90, fontsize=7, parse_math=False)
     axes.set_yticks(range(len(names)), plain, fontsize=7, parse_math=False)
-    figure.colorbar(drawn, label="% of the queries, where a task had both classes", shrink=0.8)
+    figure.colorbar(drawn, shrink=0.8).set_label("% of queries of tasks with both", fontsize=8)
     save(figure, path)
 
 
