@@ -53,6 +53,10 @@ class Support(NamedTuple):
             raise ValueError("adapt needs a sample of each class")
         checks.inputs(network, x.shape[1:])
         learner.origin.check(x)
+        if learner.origin.seems_inverted(x):
+            log.warning(
+                "most pixels of the examples are ink: were they inverted? rt.images(paths, like=learner) prepares files"
+            )
         if network.loss is not cross_entropy:
             return cls(x, targets, None, outputs)
         labels, numbers = np.unique(checks.names(targets, len(x), outputs), return_inverse=True)

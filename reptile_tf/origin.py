@@ -62,6 +62,10 @@ class Origin:
                 f"multiply them by 255, or {as_trained}"
             )
 
+    def seems_inverted(self, x: np.ndarray) -> bool:
+        """Whether drawings have more ink than paper, as none of Omniglot's has."""
+        return self.white == TWO_VALUES and x.size > 0 and bool((np.mean(x) >= 0.5) != bool(self.paper))
+
 
 def pixels(classes: "ImageClasses | None") -> dict[str, int]:
     """What an image each of many classes shows of all, if they are uint8: the largest value, 1 or 255, and the paper's.

@@ -3,7 +3,7 @@
 import base64
 import html
 import io
-import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,8 +43,8 @@ li.best { font-weight: 600; } li.best i { background: var(--best); }
 
 def page(
     run: dict[str, Any],
-    support: Sequence[tuple[os.PathLike, np.ndarray, str]],
-    queries: Sequence[tuple[os.PathLike, np.ndarray, dict[str, float]]],
+    support: Sequence[tuple[pathlib.Path, np.ndarray, str]],
+    queries: Sequence[tuple[pathlib.Path, np.ndarray, dict[str, float]]],
     white: int,
 ) -> str:
     """The report.
@@ -58,7 +58,7 @@ def page(
     shots = sum(run["examples"].values())
     how = "all together (transductive)" if run["transductive"] else "each beside the examples"
     examples = [
-        _figure(file, seen, white, f"{html.escape(label)}<small>{html.escape(os.path.basename(file))}</small>")
+        _figure(file, seen, white, f"{html.escape(label)}<small>{html.escape(file.name)}</small>")
         for file, seen, label in support
     ]
     asked = [_figure(file, seen, white, _answer(file, of_each)) for file, seen, of_each in queries]
@@ -79,14 +79,14 @@ classified {how}. Beside each image stands what the network sees of it.</p>
 """
 
 
-def _figure(file: os.PathLike, seen: np.ndarray, white: int, caption: str) -> str:
+def _figure(file: pathlib.Path, seen: np.ndarray, white: int, caption: str) -> str:
     grey = seen * (255 if white == TWO_VALUES else 1)
     prepared = Image.fromarray(grey[..., 0] if grey.shape[-1] == 1 else grey)
     pair = f'<img src="{_thumbnail(file)}" alt=""><img class="seen" src="{_uri(prepared, "PNG")}" alt="">'
     return f'<figure><div class="pair">{pair}</div><figcaption>{caption}</figcaption></figure>\n'
 
 
-def _answer(file: os.PathLike, of_each: dict[str, float]) -> str:
+def _answer(file: pathlib.Path, of_each: dict[str, float]) -> str:
     ranked = sorted(of_each.items(), key=lambda pair: -pair[1])
     bars = ""
     for place, (label, probability) in enumerate(ranked[:_MOST_BARS]):
@@ -94,10 +94,10 @@ def _answer(file: os.PathLike, of_each: dict[str, float]) -> str:
         width = max(probability, 0.004)  # so that there is something to see
         bars += f'<li{best}><span>{html.escape(label)}</span><i style="width:{width:.1%}"></i>'
         bars += f"<span>{probability:.1%}</span></li>"
-    return f"{html.escape(ranked[0][0])}<small>{html.escape(os.path.basename(file))}</small><ol>{bars}</ol>"
+    return f"{html.escape(ranked[0][0])}<small>{html.escape(file.name)}</small><ol>{bars}</ol>"
 
 
-def _thumbnail(file: os.PathLike) -> str:
+def _thumbnail(file: pathlib.Path) -> str:
     """A file that was read before, small."""
     image = Image.fromarray(decode.read(file, None))
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))

@@ -260,6 +260,14 @@ def test_pixels_of_another_range_are_refused(run, glyphs):
     Origin().check(np.full(3, 1e9))  # not known
 
 
+def test_inverted_drawings_are_noticed(run, glyphs, capsys):
+    trained = load(run)
+    trained.adapt(glyphs.images[[0, 8, 16]], [0, 1, 2], steps=0)
+    assert "ink" not in capsys.readouterr().out
+    trained.adapt(1 - glyphs.images[[0, 8, 16]], [0, 1, 2], steps=0)
+    assert "warning: most pixels of the examples are ink: were they inverted?" in capsys.readouterr().out
+
+
 def test_the_paper_is_the_commoner_value(glyphs):
     assert origin.pixels(glyphs) == {"white": 1, "paper": 1}
     assert origin.pixels(dataclasses.replace(glyphs, images=1 - glyphs.images)) == {"white": 1, "paper": 0}

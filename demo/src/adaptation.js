@@ -25,8 +25,8 @@ export class Adaptation {
   }
 
   /** The probability of each class for an image, after so many of the steps taken. */
-  classify(query, steps) {
+  probabilities(query, steps) {
     this.learner.state = this.path[steps];
-    return this.learner.classify(this.support, query);
+    return this.learner.probabilities(this.support, query);
   }
 }

@@ -18,12 +18,12 @@ export class Classifier {
   }
 
   /** The logits of a batch of images, an array for each image. */
-  logits(images) {
+  outputs(images) {
     return tidy(() => this.apply(images).arraySync());
   }
 
   /** The probability of each class for an image. */
-  classify(image) {
+  probabilities(image) {
     return tidy(() => softmax(this.apply([image])).arraySync()[0]);
   }
 

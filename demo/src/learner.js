@@ -92,12 +92,12 @@ export class Learner {
   }
 
   /** The logits of a batch of images, an array for each image. */
-  logits(images) {
+  outputs(images) {
     return tidy(() => this.apply(images).arraySync());
   }
 
   /** The probability of each class for `query`, classified in one batch with the images of the classes. */
-  classify(images, query) {
+  probabilities(images, query) {
     return tidy(() =>
       softmax(this.apply([...images, query]))
         .arraySync()

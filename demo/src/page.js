@@ -12,7 +12,7 @@ const at = (id) => document.getElementById(id);
 const worker = new Worker(new URL('worker.js', import.meta.url), { type: 'module' });
 const training = new Group(at('edit-all'), at('undo-all'), ask);
 const testing = new Group(at('edit'), at('undo'), ask);
-const input = new Pad('Input', null);
+const input = new Pad('Query', null);
 const bars = []; // {row, picture, fill, percent} for each class
 let ready = false;
 let labels = null; // of a classifier, which is used as it is
@@ -112,7 +112,7 @@ function ask() {
   const empty = support.findIndex((drawing) => !drawing);
   if (empty >= 0 || !query) clear();
   if (empty >= 0) return say(`Draw an example of class ${NAMES[empty]}.`);
-  say(query ? (labels ? '' : 'Learning …') : 'Draw one of the classes in the input box.');
+  say(query ? (labels ? '' : 'Learning …') : 'Draw a query: one of the classes.');
   const trained = document.querySelector('[name=start]:checked').value === 'trained';
   worker.postMessage({ id, support, query, steps, trained });
 }

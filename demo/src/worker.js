@@ -94,7 +94,7 @@ async function next() {
   const query = seen(wish.query);
   if (classifier) {
     if (query && answered === null)
-      postMessage({ answer: { id, probabilities: classifier.classify(query), steps: 0 } });
+      postMessage({ answer: { id, probabilities: classifier.probabilities(query), steps: 0 } });
     wish = null;
     return false;
   }
@@ -108,7 +108,7 @@ async function next() {
   const [shown, other] = [adaptations[trained], adaptations[!trained]];
   const taken = Math.min(steps, shown.steps);
   if (query && answered !== taken) {
-    postMessage({ answer: { id, probabilities: shown.classify(query, taken), steps: taken } });
+    postMessage({ answer: { id, probabilities: shown.probabilities(query, taken), steps: taken } });
     answered = taken;
   } else if (shown.steps < Math.max(steps, MOST_STEPS)) {
     shown.advance();

@@ -29,7 +29,7 @@ test('in the browser, logits and weights are those of Keras', async () => {
     async ({ support, query, steps }) => {
       await core.startBackend();
       const learner = await core.Learner.create(await core.readArtifact(core.fetchingFrom('model/')));
-      const logits = () => learner.logits([...support, query]).flat();
+      const logits = () => learner.outputs([...support, query]).flat();
       const before = logits();
       const initial = learner.state;
       for (let i = 0; i < steps; i++) learner.step(support);
@@ -39,7 +39,7 @@ test('in the browser, logits and weights are those of Keras', async () => {
       for (let round = 0; round < 20; round++) {
         learner.state = initial;
         learner.step(support);
-        learner.classify(support, query);
+        learner.probabilities(support, query);
         counts.push(core.tensorCount());
       }
       return [before, after, weights, counts];

@@ -20,10 +20,10 @@ function close(ours, expected, tolerance = 1e-4) {
 test('logits and weights are those of Keras before and after warm steps', async () => {
   const learner = await core.Learner.create(artifact);
   const { arrays, support, query } = reference;
-  close(learner.logits([...support, query]).flat(), arrays.logits_before);
+  close(learner.outputs([...support, query]).flat(), arrays.logits_before);
   const first = learner.weights;
   for (let i = 0; i < reference.steps; i++) learner.step(support);
-  close(learner.logits([...support, query]).flat(), arrays.logits_after);
+  close(learner.outputs([...support, query]).flat(), arrays.logits_after);
   assert.ok(difference(arrays.logits_before, arrays.logits_after) > 0.1, 'the steps change too little to tell');
   learner.names.forEach((name, i) => {
     close(learner.weights[i], arrays[`after/${name}`]);
@@ -36,7 +36,7 @@ test('cold moments would not do', async () => {
   const learner = await core.Learner.create(artifact);
   learner.state = { ...learner.state, moments: learner.moments.map((m) => m.map(() => 0)), count: 0 };
   for (let i = 0; i < reference.steps; i++) learner.step(reference.support);
-  const logits = learner.logits([...reference.support, reference.query]).flat();
+  const logits = learner.outputs([...reference.support, reference.query]).flat();
   assert.ok(difference(logits, reference.arrays.logits_after) > 1e-2);
   learner.dispose();
 });
@@ -49,7 +49,7 @@ test('no tensor is left behind', async () => {
   for (let round = 0; round < 20; round++) {
     adaptation.restart(reference.support);
     adaptation.advance();
-    adaptation.classify(reference.query, 1);
+    adaptation.probabilities(reference.query, 1);
     counts.push(core.tensorCount());
   }
   assert.deepEqual(new Set(counts).size, 1);
@@ -62,17 +62,17 @@ test('an adaptation comes back to every step', async () => {
   const learner = await core.Learner.create(artifact);
   const adaptation = new core.Adaptation(learner);
   adaptation.restart(support);
-  const answers = [adaptation.classify(query, 0)];
+  const answers = [adaptation.probabilities(query, 0)];
   for (let steps = 1; steps <= 3; steps++) {
     adaptation.advance();
-    answers.push(adaptation.classify(query, steps));
+    answers.push(adaptation.probabilities(query, steps));
   }
-  for (const steps of [2, 0, 3, 1]) assert.deepEqual(adaptation.classify(query, steps), answers[steps]);
+  for (const steps of [2, 0, 3, 1]) assert.deepEqual(adaptation.probabilities(query, steps), answers[steps]);
   assert.notDeepEqual(answers[0], answers[3]);
   adaptation.restart([...support].reverse());
   assert.equal(adaptation.steps, 0);
   adaptation.advance();
-  assert.ok(difference(adaptation.classify(query, 1), answers[1]) > 1e-6, 'it still knows the old drawings');
+  assert.ok(difference(adaptation.probabilities(query, 1), answers[1]) > 1e-6, 'it still knows the old drawings');
   learner.dispose();
 });
 
@@ -90,7 +90,7 @@ test('any number of classes is learned', async () => {
     }
     for (let i = 0; i < 10; i++) learner.step(support);
     support.forEach((image, label) => {
-      const probabilities = learner.classify(support, image);
+      const probabilities = learner.probabilities(support, image);
       close([probabilities.reduce((a, b) => a + b)], [1], 1e-5);
       assert.ok(probabilities[label] > 0.6, `class ${label} of ${ways}: ${probabilities}`);
     });

@@ -100,7 +100,7 @@ test('erase, undo and draw anew', async () => {
   for (const [index, shape] of [TRIANGLE, CIRCLE, CROSS].entries()) await draw(page, pad(index), shape);
   await button('Edit').click();
   await button('Erase').click();
-  assert.match(await page.locator('#status').textContent(), /input box/);
+  assert.match(await page.locator('#status').textContent(), /^Draw a query/);
   await draw(page, input(), again(CIRCLE));
   assert.ok((await answer(page))[1] > 60);
   clean();

@@ -19,4 +19,4 @@ const size = core.imageShape(artifact).reduce((a, b) => a * b);
 const values = new Float32Array(exact(pixels));
 const images = Array.from({ length: values.length / size }, (_, i) => values.subarray(i * size, (i + 1) * size));
 const network = await (labels ? core.Classifier : core.Learner).create(artifact);
-console.log(JSON.stringify({ about, labels, logits: network.logits(images), count: network.count ?? null }));
+console.log(JSON.stringify({ about, labels, logits: network.outputs(images), count: network.count ?? null }));

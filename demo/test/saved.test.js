@@ -41,9 +41,9 @@ test('a saved classifier answers by its moving averages, one image as several', 
   const begin = core.tensorCount();
   const classifier = await core.Classifier.create(artifact);
   const { support } = await readReference(core, readingFrom(MODEL));
-  const together = classifier.logits(support);
-  support.forEach((image, i) => assert.ok(difference(classifier.logits([image])[0], together[i]) < 1e-5));
-  const probabilities = classifier.classify(support[0]);
+  const together = classifier.outputs(support);
+  support.forEach((image, i) => assert.ok(difference(classifier.outputs([image])[0], together[i]) < 1e-5));
+  const probabilities = classifier.probabilities(support[0]);
   assert.ok(Math.abs(probabilities.reduce((a, b) => a + b) - 1) < 1e-5);
   classifier.dispose();
   assert.equal(core.tensorCount(), begin);

@@ -12,7 +12,7 @@ await core.startBackend();
 const read = readingFrom(process.argv[2]);
 const learner = await core.Learner.create(await core.readArtifact(read));
 const { steps, support, query } = await readReference(core, read);
-const logits = () => learner.logits([...support, query]);
+const logits = () => learner.outputs([...support, query]);
 const [before, tensors] = [logits(), []];
 for (let i = 0; i < steps; i++) {
   learner.step(support);

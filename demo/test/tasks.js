@@ -23,7 +23,7 @@ for (let task = 0; task < tasks; task++) {
   const drawings = images.slice(task * 2 * ways, (task + 1) * 2 * ways);
   adaptation.restart(drawings.slice(0, ways));
   while (adaptation.steps < artifact.innerSteps) adaptation.advance();
-  const answers = drawings.slice(ways).map((query) => adaptation.classify(query, artifact.innerSteps));
+  const answers = drawings.slice(ways).map((query) => adaptation.probabilities(query, artifact.innerSteps));
   predictions.push(answers.map((probabilities) => probabilities.indexOf(Math.max(...probabilities))));
 }
 console.log(JSON.stringify(predictions));
