@@ -40,6 +40,7 @@ def identity(ways=8):
     )
 
 
+@pytest.mark.slow
 def test_masks_differ_from_step_to_step_and_task_to_task():
     """On inputs of ones a step moves each weight by -2, or not at all where its input is dropped."""
     one, steps = identity(64), 20
@@ -161,6 +162,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(glyphs, tmp_path, monkey
         np.testing.assert_array_equal(value, whole[name], err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "options"), [("MobileNetV2", {"alpha": 0.35}), ("EfficientNetB0", {})], ids=lambda value: str(value)
 )
