@@ -26,7 +26,7 @@ SMALL = {
 def small(command: list[str]) -> list[str]:
     """The command with flags that make it small, which win over its own."""
     if command[:2] == ["-m", "reptile_tf.launch"]:
-        command = [re.sub(r"^\d+$", "2", word) for word in command[:4]] + command[4:]
+        command = [re.sub(r"^([3-9]|\d\d+)$", "2", word) for word in command[:4]] + command[4:]
     names = [word for word in command if word in SMALL]
     return command + [flag for name in names for flag in SMALL[name].split()]
 
@@ -59,4 +59,5 @@ if __name__ == "__main__":
         sys.path.insert(0, str(ROOT))
         check(sys.argv[1:])
     else:
+        os.environ.pop("TF_CONFIG", None)  # several hosts: this one alone does all
         os.execv(sys.executable, [sys.executable, *small(sys.argv[1:])])

@@ -34,8 +34,6 @@ NOT_RUN = {
     ("README.md", "test accuracy:"): "what make train prints",
     ("README.md", "@article"): "BibTeX",
 }
-# Several hosts: small.py runs as one. They cannot be told of each other here.
-HOSTS = ("TF_CONFIG",)
 
 
 @pytest.fixture
@@ -69,8 +67,7 @@ def write_images(folder, sets, glyphs):
 
 
 def in_bash(block, place, **more):
-    environment = {name: value for name, value in os.environ.items() if name not in HOSTS}
-    environment |= {"ROOT": str(ROOT), "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), **more}
+    environment = os.environ | {"ROOT": str(ROOT), "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), **more}
     command = ["bash", "-c", STAND_INS + block]
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{block}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
