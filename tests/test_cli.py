@@ -243,6 +243,8 @@ def test_the_results_name_the_way_that_was_asked_for_first(rehearse, flag, expec
         (["--source=glyphs", "--classes=2000"], 1, "2000 ways need 2000 classes"),
         (["--source=glyphs", "--shots=20"], 1, "with the 21 images that evaluation (train) needs"),
         (["--source=glyphs", "--train-shots=21"], 1, "with the 21 images that training needs"),
+        (["--source=glyphs", "--split=nosuch"], 1, "--split nosuch is neither shares, as in 64,16,20, nor a file"),
+        (["--source=glyphs", "--split=background"], 1, "needs Omniglot's own alphabets: leave out --source glyphs"),
         (["--pretrained"], 1, "no run in model_checkpoint"),
     ],
 )
