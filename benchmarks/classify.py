@@ -227,7 +227,7 @@ def main():
     arguments = parser.parse_args()
     run, count = parts[arguments.part]
     count = arguments.tasks or count
-    began = time.monotonic()
+    began, code = time.monotonic(), commit()
     device.configure(Settings(), device.cores())
     learner = rt.load(WEIGHTS)
     classes = rt.data.omniglot.load_raw(arguments.omniglot)
@@ -236,7 +236,7 @@ def main():
     result = run(learner, test, count, arguments.omniglot)
     entry = result | {
         "command": f"python benchmarks/classify.py --omniglot data/omniglot --part {arguments.part} --tasks {count}",
-        "commit": commit(),
+        "commit": code,
         "seed": 0,
         "seconds": round(time.monotonic() - began),
         "machine": f"{processor()}, {device.cores()} cores",

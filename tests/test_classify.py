@@ -93,7 +93,9 @@ def test_light_noise_polarity_and_size_change_little(name):
     moved[500:1700, 200:1400] = clean
     spotted = clean.copy()
     spotted[40:52, 60:72] = 30
-    for changed in (dark, 255 - clean, small, moved, spotted):
+    on_table = clean.copy()
+    on_table[:, -70:] = 40
+    for changed in (dark, 255 - clean, small, moved, spotted, on_table):
         ours = drawings.prepared(np.clip(changed, 0, 255).astype(np.uint8), 28)
         ink = (expected == 0).sum()
         assert (ours != expected).sum() <= 0.25 * ink, (ours != expected).sum() / ink

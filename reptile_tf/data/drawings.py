@@ -5,7 +5,7 @@ The way, step by step, by Pillow's filters:
 1. The image is made grey, at most 420 pixels along its longer side, and a median filter takes off noise.
 2. Paper is what a morphological closing leaves, which is wider than strokes are; dividing by it takes off shadows.
 3. Otsu's threshold parts ink from paper. Light ink on dark paper is told by its skewness, and inverted before.
-4. Parts that are small and lie apart are dirt, and left out.
+4. Parts that are small and lie apart, or along an edge of the image, are left out.
 5. The drawing gets the size and place that Omniglot's have in the median, and strokes as wide as theirs: how far away
    the camera was says nothing.
 6. The network's pixels are those in the middle of each cell, as of Omniglot's drawings.
@@ -48,7 +48,7 @@ def prepared(grey: np.ndarray, size: int, name: str = "the image") -> np.ndarray
     if len(values) == 2 and grey.shape in ((SIDE, SIDE), (size, size)):
         paper = grey == values[1]
         return _cells(paper if paper.mean() >= 0.5 else ~paper, size).astype(np.uint8)
-    return 1 - _cells(_laid_out(_without_specks(_ink(grey, name))), size).astype(np.uint8)
+    return 1 - _cells(_laid_out(_squared(_without_dirt(_ink(grey, name)))), size).astype(np.uint8)
 
 
 def _cells(mask: np.ndarray, size: int) -> np.ndarray:
@@ -58,24 +58,31 @@ def _cells(mask: np.ndarray, size: int) -> np.ndarray:
 
 
 def _ink(grey: np.ndarray, name: str) -> np.ndarray:
-    """Where the ink is: bool [height, width], on a square that is padded with paper."""
+    """Where the ink is, bool [height, width]."""
     image = Image.fromarray(grey)
     image.thumbnail((_LONGER, _LONGER), Image.Resampling.BOX)
-    image = image.filter(ImageFilter.MedianFilter(3))
     side = max(image.size)
+    if side > _LONGER / 2:  # in less, strokes are as thin as noise
+        image = image.filter(ImageFilter.MedianFilter(3))
     around = np.asarray(image, np.float64) - np.asarray(image.filter(ImageFilter.BoxBlur(side / 8)))
     if (around**3).mean() > 0:  # strokes are the tail of the distribution
         image = Image.eval(image, lambda value: 255 - value)
     # At a quarter of the size, and with a margin, in which shadows at the edge go on.
     small = np.asarray(image.resize([max(1, length // 4) for length in image.size], Image.Resampling.BOX))
     wide = Image.fromarray(np.pad(small, _WIDEST, "edge"))
-    wide = wide.filter(ImageFilter.MaxFilter(_WIDEST)).filter(ImageFilter.MinFilter(_WIDEST))
-    bare = wide.crop((_WIDEST, _WIDEST, wide.width - _WIDEST, wide.height - _WIDEST))
-    paper = np.asarray(bare.resize(image.size, Image.Resampling.BILINEAR), np.float64)
+    wide = wide.filter(ImageFilter.MaxFilter(_WIDEST)).filter(ImageFilter.MinFilter(_WIDEST + 2))
+    paper = wide.crop((_WIDEST, _WIDEST, wide.width - _WIDEST, wide.height - _WIDEST))
+    paper = np.asarray(paper.resize(image.size, Image.Resampling.BILINEAR), np.float64)
     light = np.clip(np.asarray(image) / np.maximum(paper, 1), 0, 1)
     ink = light < _otsu(light)
     if not ink.any() or ink.all() or light[~ink].mean() - light[ink].mean() < _LEAST_CONTRAST:
         raise UserError(f"{name} shows no drawing that stands out from its paper; give one with more contrast")
+    return ink
+
+
+def _squared(ink: np.ndarray) -> np.ndarray:
+    """Padded with paper to a square."""
+    side = max(ink.shape)
     square = np.zeros((side, side), bool)
     top, left = ((side - length) // 2 for length in ink.shape)
     square[top : top + len(ink), left : left + ink.shape[1]] = ink
@@ -93,18 +100,27 @@ def _otsu(light: np.ndarray) -> float:
     return float(edges[best[len(best) // 2] + 1])
 
 
-def _without_specks(ink: np.ndarray) -> np.ndarray:
-    """The ink but for parts that lie apart and are a small share of it."""
+def _without_dirt(ink: np.ndarray) -> np.ndarray:
+    """The ink but for parts that lie apart and are a small share of it, or lie along the edge."""
     near = _image(ink).filter(ImageFilter.MaxFilter(5))  # joins what a thin stroke is broken into
     least, kept = _LEAST_SPECK * ink.sum(), np.zeros_like(ink)
     while (left := np.asarray(near) == 255).any():
         row, column = np.unravel_index(left.argmax(), left.shape)
         ImageDraw.floodfill(near, (int(column), int(row)), 128)
         part = np.asarray(near) == 128
-        if (part & ink).sum() >= least:
+        if (part & ink).sum() >= least and not _lies_along_the_edge(part):
             kept |= part & ink
         near.paste(0, mask=_image(part))
-    return kept
+    return kept if kept.any() else ink
+
+
+def _lies_along_the_edge(part: np.ndarray) -> bool:
+    """Whether a part begins at a side of the image and ends within an eighth of it, as the edge of a table does."""
+    for axis in (0, 1):
+        at, length = np.flatnonzero(part.any(1 - axis)), part.shape[axis]
+        if (at[0] == 0 and at[-1] < length / 8) or (at[-1] == length - 1 and at[0] > length * 7 / 8):
+            return True
+    return False
 
 
 def _laid_out(ink: np.ndarray) -> np.ndarray:
