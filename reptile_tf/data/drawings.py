@@ -71,8 +71,8 @@ def _ink(grey: np.ndarray, name: str) -> np.ndarray:
     small = np.asarray(image.resize([max(1, length // 4) for length in image.size], Image.Resampling.BOX))
     wide = Image.fromarray(np.pad(small, _WIDEST, "edge"))
     wide = wide.filter(ImageFilter.MaxFilter(_WIDEST)).filter(ImageFilter.MinFilter(_WIDEST + 2))
-    paper = wide.crop((_WIDEST, _WIDEST, wide.width - _WIDEST, wide.height - _WIDEST))
-    paper = np.asarray(paper.resize(image.size, Image.Resampling.BILINEAR), np.float64)
+    bare = wide.crop((_WIDEST, _WIDEST, wide.width - _WIDEST, wide.height - _WIDEST))
+    paper = np.asarray(bare.resize(image.size, Image.Resampling.BILINEAR), np.float64)
     light = np.clip(np.asarray(image) / np.maximum(paper, 1), 0, 1)
     ink = light < _otsu(light)
     if not ink.any() or ink.all() or light[~ink].mean() - light[ink].mean() < _LEAST_CONTRAST:
