@@ -50,6 +50,7 @@ coverage: $(VENV)/installed
 	$(BIN)/coverage report
 
 # What machines, users and strangers do to long runs, at length, in twenty minutes; the long run by itself, for its rate.
+faults: export FAULTS_SEED ?= $(shell date +%s)
 faults: $(VENV)/installed
 	FAULTS_KILLS=50 FAULTS_EXAMPLES=5000 $(BIN)/python -m pytest -n 2 --dist loadfile tests/faults \
 	  --ignore tests/faults/test_long_run.py

@@ -9,6 +9,7 @@ import pytest
 import waiting
 from conftest import DEMO, in_node
 
+pytestmark = pytest.mark.slow
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 PAGES = ("page.test.js", "devices.test.js")
 
