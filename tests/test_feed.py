@@ -20,6 +20,7 @@ KINDS = {
     "outer Adam": {"outer": keras.optimizers.Adam},
     "partial sum, stacked": {"stacked": True, "meta_gradient": partial_sum((2,))},
 }
+SLOW = ("stacked MAML", "partial sum, stacked")
 SETTINGS = Settings(
     classes=3, shots=1, train_shots=3, inner_batch=3, inner_iters=2, meta_batch=2, meta_iters=12, eval_interval=6,
     eval_tasks=2, eval_iters=2, save_interval=4, learning_rate=1e-2,
@@ -43,7 +44,7 @@ def assert_same(ours, expected):
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in SLOW)) for kind in KINDS])
 def test_many_at_once_are_as_one_by_one_bit_for_bit(float64, small_model, glyphs, kind):
     options = KINDS[kind]
     batches = [drawn(glyphs, i, query=options.get("meta_gradient") is maml) for i in range(5)]

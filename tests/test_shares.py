@@ -69,7 +69,11 @@ def by_threads(count, work):
 
 @pytest.mark.parametrize(
     ("meta_batch", "stacked", "inner"),
-    [(1, False, keras.optimizers.Adam), (5, False, keras.optimizers.Nadam), (4, True, keras.optimizers.SGD)],
+    [
+        (5, False, keras.optimizers.Nadam),
+        pytest.param(1, False, keras.optimizers.Adam, marks=pytest.mark.slow),
+        pytest.param(4, True, keras.optimizers.SGD, marks=pytest.mark.slow),
+    ],
 )
 def test_all_workers_end_where_one_would(float64, small_model, glyphs, meta_batch, stacked, inner):
     """Three workers of a meta-batch that they do not divide evenly, or that has no task for two of them."""
