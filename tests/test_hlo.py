@@ -36,6 +36,7 @@ def operations(function, *specs, platform=None):
     return {kind: found.count(kind) for kind in set(found)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["omniglot-1shot-5way", "omniglot-1shot-20way", "miniimagenet-1shot-5way"])
 def test_the_stacked_programs_are_no_more_than_they_need_to_be(preset):
     name = preset.split("-")[0]
