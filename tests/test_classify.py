@@ -15,6 +15,7 @@ import hand_drawn
 import keras
 import numpy as np
 import pytest
+import waiting
 from conftest import DEMO, in_node
 from PIL import Image, ImageOps
 
@@ -352,7 +353,12 @@ def opened(path, images):
     pixels = path.with_suffix(".bin")
     pixels.write_bytes(images.astype("<f4").tobytes())
     done = subprocess.run(
-        ["node", "test/saved.js", path, pixels], cwd=DEMO, capture_output=True, text=True, timeout=300, check=False
+        ["node", "test/saved.js", path, pixels],
+        cwd=DEMO,
+        capture_output=True,
+        text=True,
+        timeout=waiting.LIMIT,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
