@@ -226,7 +226,7 @@ def any_folder(rng, root):
         elif oddity == 4:
             (place / rng.choice(["notes.txt", "x.heic", "Thumbs.db", ".hidden.png"])).write_bytes(b"x")
         elif oddity == 5 and sound:
-            shutil.copy(sound[rng.integers(len(sound))], place / "copy.png")
+            (place / "copy.png").write_bytes(sound[rng.integers(len(sound))].read_bytes())
         elif oddity == 6:
             (place / "empty").mkdir(exist_ok=True)
         elif oddity == 7:
