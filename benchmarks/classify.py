@@ -4,8 +4,11 @@
   python benchmarks/classify.py --omniglot data/omniglot --part ways         # 2 to 20 classes by a 5-way network
   python benchmarks/classify.py --omniglot data/omniglot --part photographs  # drawings that are photographed
 
+  python benchmarks/classify.py --rows                                          # the tables of docs/classify.md
+
 All are of pretrained/omniglot-5way, one example of each class, on characters that it was not trained on (the split is
-in its config.json), with its own evaluation settings. Each part replaces its own entry of docs/results/classify.json.
+in its config.json), with its own evaluation settings. Each part replaces its own entry of docs/results/classify.json,
+and writes what it has so far every hundred tasks.
 """
 
 import argparse
@@ -18,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -69,7 +73,7 @@ def summary(shares: np.ndarray) -> dict:
     return rows
 
 
-def model_part(learner: rt.MetaLearner, test: rt.ImageClasses, count: int, _: str) -> dict:
+def model_part(learner: rt.MetaLearner, test: rt.ImageClasses, count: int, _: str) -> Iterator[dict]:
     """Accuracy of the three ways on the same adaptations."""
     shares, model = [], None
     for i in range(count):
@@ -79,13 +83,12 @@ def model_part(learner: rt.MetaLearner, test: rt.ImageClasses, count: int, _: st
         shares.append(one_task(few, query_x, query_y, model))
         if model is None:
             model = few.model()
-        if i % 100 == 99:
+        if i % 100 == 99 or i == count - 1:
             assert one_task(few, query_x, query_y) == shares[-1], "the model that is used again answers otherwise"
-            print(i + 1, np.mean(shares, 0), flush=True)
-    return {"task": "omniglot test characters, 1-shot 5-way"} | summary(np.array(shares))
+            yield {"task": "omniglot test characters, 1-shot 5-way"} | summary(np.array(shares))
 
 
-def ways_part(learner: rt.MetaLearner, test: rt.ImageClasses, count: int, _: str) -> dict:
+def ways_part(learner: rt.MetaLearner, test: rt.ImageClasses, count: int, _: str) -> Iterator[dict]:
     """Accuracy by the number of classes; with more than five also by minibatches of as many images as classes."""
     rows = []
     for way, batch in ((2, 5), (3, 5), (5, 5), (10, 5), (10, 10), (20, 5), (20, 20)):
@@ -108,11 +111,10 @@ def ways_part(learner: rt.MetaLearner, test: rt.ImageClasses, count: int, _: str
                 "seconds": round(time.monotonic() - began, 1),
             }
         )
-        print(way, batch, one_by_one, transductive, flush=True)
-    return {"task": "omniglot test characters, 1-shot", "rows": rows}
+        yield {"task": "omniglot test characters, 1-shot", "rows": rows}
 
 
-def photographs_part(learner: rt.MetaLearner, test: rt.ImageClasses, count: int, omniglot: str) -> dict:
+def photographs_part(learner: rt.MetaLearner, test: rt.ImageClasses, count: int, omniglot: str) -> Iterator[dict]:
     """Tasks of five classes from photographs: of shapes by a program's hand, and of Omniglot's drawings themselves."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as path:
@@ -123,12 +125,14 @@ def photographs_part(learner: rt.MetaLearner, test: rt.ImageClasses, count: int,
         photographed = {name: rt.images([photo for photo, _ in pairs], learner) for name, pairs in drawn.items()}
         originals = {name: rt.images([file for _, file in pairs], learner) for name, pairs in drawn.items()}
         as_a_user = _as_a_user(folder)
-    result = {
-        "shapes": _tasks(learner, shapes, count),
-        "omniglot, photographed": _tasks(learner, photographed, count),
-        "omniglot, the same drawings as they are": _tasks(learner, originals, count),
-    }
-    return {"task": "photographs, 1-shot 5-way"} | result | as_a_user
+    result = {"task": "photographs, 1-shot 5-way"} | as_a_user
+    for name, classes in (
+        ("shapes", shapes),
+        ("omniglot, photographed", photographed),
+        ("omniglot, the same drawings as they are", originals),
+    ):
+        result |= {name: _tasks(learner, classes, count)}
+        yield result
 
 
 def _shapes(
@@ -216,15 +220,45 @@ def commit() -> str:
     return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
 
 
+def rows(known: dict) -> str:
+    """The tables' rows, in the order in which docs/classify.md has them."""
+
+    def percent(part: dict, accuracy: str = "accuracy", ci95: str = "ci95") -> str:
+        return f"{100 * part[accuracy]:.2f} ± {100 * part[ci95]:.2f}"
+
+    lines = []
+    for way, name in (("one by one", "each query beside the examples"), ("transductive", "all queries together"),
+                      ("keras model", "the Keras model's `predict`")):  # fmt: skip
+        part = known["model"][way]
+        gap = (
+            percent(part, "minus one by one", "minus one by one, ci95").replace("-", "−") if way != "one by one" else ""
+        )
+        lines.append(f"| {name} | {percent(part)} | {gap} |")
+    for row in known["ways"]["rows"]:
+        lines.append(
+            f"| {row['classes']} | {row['minibatch']} | {percent(row['one by one'])} | {percent(row['transductive'])} |"
+        )
+    for entry, name in (("shapes", "photographs of 14 shapes"), ("omniglot, photographed", "photographs of Omniglot"),
+                        ("omniglot, the same drawings as they are", "Omniglot's own files")):  # fmt: skip
+        part = known["photographs"][entry]
+        lines.append(f"| {name} | " + " | ".join(percent(part[way]) for way in part) + " |")
+    return "\n".join(lines)
+
+
 def main():
     """Measures one part, and writes it."""
     parts = {"model": (model_part, 2000), "ways": (ways_part, 500), "photographs": (photographs_part, 500)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--omniglot", required=True, help="folder with images_background and images_evaluation")
-    parser.add_argument("--part", required=True, choices=parts)
+    parser.add_argument("--omniglot", default="data/omniglot", help="folder with images_background and …_evaluation")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--part", choices=parts, help="measure this")
+    what.add_argument("--rows", action="store_true", help="print the tables of what was measured")
     parser.add_argument("--tasks", type=int, help="how many (default: 2000 for model, else 500)")
     parser.add_argument("--out", type=pathlib.Path, default=OUT, help="where to write (default: docs/results)")
     arguments = parser.parse_args()
+    if arguments.rows:
+        print(rows(json.loads(arguments.out.read_text())))
+        return
     run, count = parts[arguments.part]
     count = arguments.tasks or count
     began, code = time.monotonic(), commit()
@@ -233,16 +267,17 @@ def main():
     classes = rt.data.omniglot.load_raw(arguments.omniglot)
     unseen = set(rt.RunFolder(WEIGHTS).config()["split"]["test"])
     test = classes.subset([i for i, name in enumerate(classes.names) if name in unseen])
-    result = run(learner, test, count, arguments.omniglot)
-    entry = result | {
-        "command": f"python benchmarks/classify.py --omniglot data/omniglot --part {arguments.part} --tasks {count}",
-        "commit": code,
-        "seed": 0,
-        "seconds": round(time.monotonic() - began),
-        "machine": f"{processor()}, {device.cores()} cores",
-    }
-    known = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-    files.write_text(arguments.out, json.dumps(known | {arguments.part: entry}, indent=1, ensure_ascii=False) + "\n")
+    for result in run(learner, test, count, arguments.omniglot):
+        entry = result | {
+            "command": f"python benchmarks/classify.py --part {arguments.part} --tasks {count}",
+            "commit": code,
+            "seed": 0,
+            "seconds": round(time.monotonic() - began),
+            "machine": f"{processor()}, {device.cores()} cores",
+        }
+        known = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+        known |= {arguments.part: entry}
+        files.write_text(arguments.out, json.dumps(known, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
