@@ -49,6 +49,8 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from reptile_tf.meta_gradients import maml as maml
     from reptile_tf.meta_gradients import partial_sum as partial_sum
     from reptile_tf.meta_gradients import reptile as reptile
+    from reptile_tf.preparing import examples as examples
+    from reptile_tf.preparing import images as images
     from reptile_tf.progress import show_progress as show_progress
     from reptile_tf.settings import Settings as Settings
     from reptile_tf.train import meta_train as meta_train
