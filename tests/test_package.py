@@ -16,7 +16,7 @@ import reptile_tf
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = sorted(path.relative_to(ROOT) for path in (ROOT / "reptile_tf").rglob("*.py"))
-COMMANDS = ("fetch", "launch", "tfjs")
+COMMANDS = ("classify", "fetch", "launch", "tfjs")
 TRAINING = ["--source=glyphs", "--filters=4", "--meta-iters=2", "--eval-samples=2", "--eval-iters=1", "--eval-tasks=1"]
 # Everything that there is to import, by the names that the documentation uses and module by module.
 IMPORTS = """
