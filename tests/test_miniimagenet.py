@@ -221,3 +221,27 @@ def test_the_folder_of_all_data_sets_is_not_the_one_of_photographs(photographs):
     (photographs.parent / "miniimagenet").mkdir()
     with pytest.raises(UserError, match=r"did you mean data_dir .*/miniimagenet\?"):
         miniimagenet.load(photographs.parent)
+
+
+def test_the_papers_images_are_decoded_as_its_code_does_it_and_all_others_as_viewers_show_them(
+    photographs, monkeypatch, capsys
+):
+    """Without the orientation in the EXIF data; and an image in two sets, which the paper's may have, is but said."""
+    exif = Image.Exif()
+    exif[0x112] = 6
+    ramp = Image.fromarray(np.tile(np.arange(84, dtype=np.uint8)[:, None, None], (1, 84, 3)))
+    ramp.save(photographs / "train" / "n0" / "0.JPEG", "PNG", exif=exif)
+    shown = miniimagenet.load(photographs).of_class(0)[0]
+    np.testing.assert_array_equal(shown, np.rot90(ramp, -1))
+    monkeypatch.setattr("reptile_tf.fetch.image_files.is_the_papers", lambda counts: True)
+    stored = miniimagenet.load(photographs).of_class(0)[0]
+    np.testing.assert_array_equal(stored, np.asarray(ramp))
+    copy = photographs / "test" / "t0" / "9.JPEG"
+    copy.write_bytes((photographs / "train" / "n0" / "0.JPEG").read_bytes())
+    miniimagenet.load(photographs)
+    assert (
+        "warning: images in several classes: 1, such as train/n0/0.JPEG and test/t0/9.JPEG" in capsys.readouterr().out
+    )
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="the same image is in the sets train, test: train/n0/0.JPEG, test/t0/9.JPEG"):
+        miniimagenet.load(photographs)
