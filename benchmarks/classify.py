@@ -119,9 +119,9 @@ def photographs_part(learner: rt.MetaLearner, test: rt.ImageClasses, count: int,
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as path:
         folder = pathlib.Path(path)
-        shapes = {name: _shapes(folder, name, 10, rng, learner) for name in hand_drawn.SHAPES}
-        chosen = rng.choice(len(test), 30, replace=False)
-        drawn = {test.names[c]: _omniglot(folder, pathlib.Path(omniglot), test.names[c], 5, rng) for c in chosen}
+        shapes = {name: _shapes(folder, name, 6, rng, learner) for name in hand_drawn.SHAPES}
+        chosen = rng.choice(len(test), 20, replace=False)
+        drawn = {test.names[c]: _omniglot(folder, pathlib.Path(omniglot), test.names[c], 4, rng) for c in chosen}
         photographed = {name: rt.images([photo for photo, _ in pairs], learner) for name, pairs in drawn.items()}
         originals = {name: rt.images([file for _, file in pairs], learner) for name, pairs in drawn.items()}
         as_a_user = _as_a_user(folder)

@@ -404,3 +404,23 @@ def test_a_model_that_the_browser_cannot_compute_is_saved_all_the_same(tmp_path,
     one.adapt(np.ones((3, 4, 4, 1)), [0, 1, 2], steps=1).save(tmp_path / "c.keras")
     assert "c.keras does not open in the browser demo: layer" in capsys.readouterr().out
     assert keras.saving.load_model(tmp_path / "c.keras").output_shape == (None, 3)
+
+
+# --- what is said of it ----------------------------------------------------------------------------------------------
+
+
+def test_the_figures_are_what_the_benchmark_wrote():
+    """Each row of the tables, from docs/results/classify.json."""
+    command = [sys.executable, "benchmarks/classify.py", "--rows"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = (ROOT / "docs" / "classify.md").read_text(encoding="utf-8").splitlines()
+    rows = done.stdout.splitlines()
+    assert len(rows) == 3 + 7 + 3
+    assert [line for line in said if line in rows] == rows
+
+
+def test_the_pages_program_is_as_long_as_it_says():
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "classify.md").read_text("utf-8"), re.DOTALL)
+    assert len(program.splitlines()) == 5
