@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 from plain_loop import Subclassed
 
-from reptile_tf import RunFolder, Settings, heads, load, meta_train, origin, save
+from reptile_tf import RunFolder, Settings, heads, load, meta_train, origin, save, tasks
+from reptile_tf.evaluate import Evaluator
 from reptile_tf.meta import MetaLearner
 from reptile_tf.network import cross_entropy
 from reptile_tf.origin import Origin
@@ -195,6 +196,17 @@ def test_more_outputs_are_the_trained_ones_mirrored_at_their_mean():
     assert heads.with_outputs(one, 3) is one
     two = heads.resized(keras.Sequential([L.Input((2,)), L.Dense(2, use_bias=False)]), 4).get_weights()[0]
     np.testing.assert_allclose(two[:, 2:], two[:, :1] + two[:, 1:2] - two[:, :2] + (two[:, 1::-1] - two[:, :2]) / 2)
+
+
+def test_an_evaluation_with_more_classes_answers_as_adapt_does(small_model, glyphs):
+    one = MetaLearner(small_model(3), keras.optimizers.Adam(0.01), keras.optimizers.SGD())
+    drawn = tasks.evaluation_tasks(glyphs, way=5, shots=1, batch=5, steps=4, seed=0, count=1)
+    dealt = tasks.deal_minibatches(5, 5, 4, False, tasks.generator(7, tasks.EVALUATION, 0, 0))
+    drawn = drawn._replace(support=drawn.support._replace(minibatches=dealt[np.newaxis]))
+    expected = Evaluator(heads.with_outputs(one, 5), at_most=1).logits(drawn)
+    few = one.adapt(drawn.support.x[0], drawn.support.y[0], steps=4, batch=5, seed=7)
+    for ours, theirs in zip(few.predictions(drawn.query_x[0]), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs[0], atol=1e-4)
 
 
 def test_a_network_without_a_dense_end_takes_no_more_classes():
