@@ -28,7 +28,8 @@ def small(command: list[str]) -> list[str]:
     if command[:2] == ["-m", "reptile_tf.launch"]:
         command = [re.sub(r"^([3-9]|\d\d+)$", "2", word) for word in command[:4]] + command[4:]
     names = [word for word in command if word in SMALL]
-    return command + [flag for name in names for flag in SMALL[name].split()]
+    no_split = ["--split="] if "background" in command else []  # glyphs have no alphabets
+    return command + [flag for name in names for flag in SMALL[name].split()] + no_split
 
 
 def check(command: list[str]) -> None:
