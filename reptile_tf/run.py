@@ -90,7 +90,7 @@ def run(settings: Settings, chosen: frozenset[str], problem: Problem) -> None:
         flags = "--eval-batch or --filters" if settings.pretrained else "--meta-batch, --inner-batch or --filters"
         raise UserError(f"not enough memory; lower {flags} ({line})") from error
     except OSError as error:  # such as no handles left, or a disk that is gone
-        raise UserError(f"cannot go on: {error}") from error
+        raise UserError(f"cannot continue: {error}") from error
 
 
 def _prepare(settings: Settings, chosen: frozenset[str], problem: Problem) -> Prepared:
@@ -98,7 +98,10 @@ def _prepare(settings: Settings, chosen: frozenset[str], problem: Problem) -> Pr
     folder = RunFolder(settings.checkpoint)
     where = tf_config.of_this_process()
     if where.count > 1 and settings.sequential and not settings.pretrained:
-        raise UserError("--sequential passes Adam's state from task to task, on one worker: leave it out, or TF_CONFIG")
+        raise UserError(
+            "--sequential passes Adam's state from task to task, so it needs a single worker: leave it out, or unset "
+            "TF_CONFIG"
+        )
     side_by_side = 1 if settings.sequential else math.ceil(settings.meta_batch / where.count)
     placement = device.configure(
         device.cores() if settings.pretrained else side_by_side, settings.device, settings.mode, settings.tf32

@@ -169,9 +169,8 @@ def _train(
             folder.save(Checkpoint(done, time.monotonic() - began, learner.state(), rows))
 
     if learner.network.stacked:
-        log.info(
-            f"memory of a meta-iteration: {learner.step_bytes(settings.inner_batch) / 1e9:.1f} GB by a high estimate"
-        )
+        gigabytes = learner.step_bytes(settings.inner_batch) / 1e9
+        log.info(f"a meta-iteration needs at most {gigabytes:.1f} GB of memory (a high estimate)")
 
     def draw(iteration: int) -> Tasks:
         return sampler(iteration=iteration, first=first, count=max(count, 1))

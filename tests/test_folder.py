@@ -135,7 +135,7 @@ def test_bad_images_are_left_out_and_named(plain, capsys):
     loaded = folder.load(plain, size=2, skip_bad_images=True)
     assert loaded.counts.tolist() == [1, 2, 2]
     assert loaded.images[:, 0, 0, 0].tolist() == [0, 20, 30, 40, 50]
-    assert capsys.readouterr().out.endswith(f"\nwarning: left out, since it is no image: {plain}/a/1.png\n")
+    assert capsys.readouterr().out.endswith(f"\nwarning: left out, since it is not an image: {plain}/a/1.png\n")
 
 
 @pytest.mark.parametrize("kept", [False, True])

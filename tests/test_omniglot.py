@@ -167,7 +167,7 @@ def test_a_folder_that_cannot_be_written_to_costs_one_warning(data_dir, monkeypa
     monkeypatch.setattr(files, "replacing", refuse)
     np.testing.assert_array_equal(omniglot.load_raw(data_dir).images, expected)
     (said,) = capsys.readouterr().out.splitlines()
-    assert said.startswith("warning: every start will decode the images anew: ")
+    assert said.startswith("warning: the decoded images cannot be kept, so every start decodes them again: ")
     assert "Read-only file system" in said
 
 

@@ -101,7 +101,7 @@ def prepared(
                 except files.WriteError as error:
                     if required:
                         raise
-                    log.warning(f"every start will decode the images anew: {error}")
+                    log.warning(f"the decoded images cannot be kept, so every start decodes them again: {error}")
                     images = np.empty(shape, dtype)
                     return Prepared(images, *decode(images))
                 found = _read(manifest, key, shape, dtype, verify=False)

@@ -121,7 +121,7 @@ def prepare(
         key = cache.fingerprint(found.root, every, note)
         ready = cache.prepared(place, key, (len(every), *shape), fill, required=required)
     for name in ready.found["skipped"]:
-        log.warning(f"left out, since it is no image: {found.root / name}")
+        log.warning(f"left out, since it is not an image: {found.root / name}")
     if several := ready.found["several"]:
         one = found.root / several[0]
         log.info(f"files with several pictures, of which the first is taken: {len(several)}, such as {one}")

@@ -104,7 +104,7 @@ class ImageClasses:
           ValueError: there are not more than `n_train` classes.
         """
         if not 0 < n_train < len(self):
-            raise ValueError(f"cannot take {n_train} of {len(self)} classes and leave some")
+            raise ValueError(f"n_train must be from 1 to {len(self) - 1} here, not {n_train}")
         order = np.random.Generator(np.random.Philox(seed)).permutation(len(self))
         return self.subset(order[:n_train]), self.subset(order[n_train:])
 
