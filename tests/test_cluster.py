@@ -67,7 +67,7 @@ def test_tasks_in_turn_are_for_one_worker(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TF_CONFIG", config())
     assert cli.main(["run_omniglot.py", "--source=glyphs", "--in-turn"], "What it does.", PROBLEM) == 1
-    assert "--sequential passes Adam's state from task to task, on one worker: leave it out" in capsys.readouterr().err
+    assert "--sequential passes Adam's state from task to task, so it needs a single worker" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "{}", config(TWO[:1])])
