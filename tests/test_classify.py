@@ -426,4 +426,4 @@ def test_the_pages_program_is_five_lines_that_run(photographs, monkeypatch, caps
     assert len(program.split("\n\n", 1)[1].splitlines()) == 5
     monkeypatch.chdir(photographs)
     exec(compile(program.replace("pretrained/omniglot-5way", str(WEIGHTS)), "classify.md", "exec"), {})
-    assert capsys.readouterr().out.startswith("['circle' 'cross' 'house'] [[0.")
+    assert capsys.readouterr().out.startswith("['circle' 'cross' 'house'] [[")
