@@ -217,8 +217,8 @@ def _write(
     if settings.pretrained:
         file, by_class = f"evaluation-{how}.json", f"classes-{how}.json"
     for name, content in (
-        (by_class, {part: breakdown.as_json(record) for part, record in records.items()}),
         (file, results),
+        (by_class, {part: breakdown.as_json(record) for part, record in records.items()}),
     ):
         files.write_text(folder.path / name, json.dumps(content, indent=1) + "\n")
     if not settings.pretrained:

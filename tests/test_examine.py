@@ -315,7 +315,7 @@ def test_examining_leaves_no_trace(small_model):
 def test_what_runs_task_after_task_is_said_in_one_line(capsys):
     Network(seq(L.Conv2D(2, 3, dilation_rate=2, name="dilated"), L.Conv2D(2, 1, name="plain")), stacked=True)
     said = capsys.readouterr()
-    assert said.out == "stacked: these run one task after another, since they cannot be vectorized: dilated\n"
+    assert said.out == "stacked: these run one task after another, since they have no vectorized form: dilated\n"
     Network(seq(L.Conv2D(2, 1)), stacked=True)
     assert not capsys.readouterr().out
 

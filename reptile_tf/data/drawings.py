@@ -66,7 +66,7 @@ def _ink(grey: np.ndarray, name: str) -> np.ndarray:
         image = image.filter(ImageFilter.MedianFilter(3))
     around = np.asarray(image, np.float64) - np.asarray(image.filter(ImageFilter.BoxBlur(side / 8)))
     if (around**3).mean() > 0:  # strokes are the tail of the distribution
-        image = Image.eval(image, lambda value: 255 - value)
+        image = ImageOps.invert(image)
     # At a quarter of the size, and with a margin, in which shadows at the edge go on.
     small = np.asarray(image.resize([max(1, length // 4) for length in image.size], Image.Resampling.BOX))
     wide = Image.fromarray(np.pad(small, _WIDEST, "edge"))

@@ -145,7 +145,7 @@ def test_what_is_no_longer_read_may_be_damaged(main, tmp_path):
     folder = trained(tmp_path / "run")
     others = [path for path in folder.iterdir() if path.is_file() and path.suffix not in (".npz", "")]
     others = [path for path in others if path.name != "config.json"]
-    assert len(others) == 4
+    assert len(others) == 7
     for path in others:
         path.write_bytes(path.read_bytes()[:50])
     assert main(*TINY, f"--checkpoint={folder}") == (0, "")

@@ -167,7 +167,9 @@ def alarm():
 
 def test_anything_is_refused_in_one_line_or_trains(tmp_path, monkeypatch, eagerly, alarm, record_property):
     """Op by op, since to compile takes seconds; stacked tasks are vectorized, but by no XLA program."""
-    monkeypatch.setattr(device, "configure", lambda own, _: device.Placement(own.mode == "stacked", {}, "device: none"))
+    monkeypatch.setattr(
+        device, "configure", lambda _, __, mode, ___: device.Placement(mode == "stacked", {}, "device: none")
+    )
     monkeypatch.setattr(device, "cores", lambda: 1)  # fewer tasks side by side
     set_hypothesis_home_dir(tmp_path / "hypothesis")  # not in the repository
     work, outcomes = tmp_path / "work", Counter()
