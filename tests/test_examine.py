@@ -320,6 +320,7 @@ def test_what_runs_task_after_task_is_said_in_one_line(capsys):
     assert not capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_xla_does_not_compile_is_said_in_one_line():
     model = seq(Custom(lambda layer, x, _: x + tf.reshape(tf.numpy_function(lambda a: a, [x], x.dtype), tf.shape(x))))
     line = r"XLA does not compile this network \(\w+\): leave out stacked=True"

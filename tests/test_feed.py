@@ -20,7 +20,7 @@ KINDS = {
     "outer Adam": {"outer": keras.optimizers.Adam},
     "partial sum, stacked": {"stacked": True, "meta_gradient": partial_sum((2,))},
 }
-SLOW = ("stacked MAML", "partial sum, stacked")
+SLOW = ("stacked", "stacked MAML", "partial sum, stacked")
 SETTINGS = Settings(
     classes=3, shots=1, train_shots=3, inner_batch=3, inner_iters=2, meta_batch=2, meta_iters=12, eval_interval=6,
     eval_tasks=2, eval_iters=2, save_interval=4, learning_rate=1e-2,
@@ -56,6 +56,7 @@ def test_many_at_once_are_as_one_by_one_bit_for_bit(float64, small_model, glyphs
     assert_same(many.state(), single.state())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stacked", [False, True])
 def test_none_follows_one_that_is_not_finite(float64, small_model, glyphs, stacked):
     batches = [drawn(glyphs, i) for i in range(5)]
@@ -72,6 +73,7 @@ def test_none_follows_one_that_is_not_finite(float64, small_model, glyphs, stack
     assert_same(many.state(), single.state())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stacked", [False, True])
 def test_images_that_lie_on_the_device_are_taken_by_number(float64, small_model, glyphs, stacked):
     turned = glyphs.with_rotations()
@@ -176,6 +178,7 @@ def test_what_goes_wrong_while_drawing_ahead_is_raised_where_it_is_taken():
             fed.take(1)
 
 
+@pytest.mark.slow
 def test_images_go_to_a_gpu_that_has_room(glyphs, small_model, monkeypatch, capsys):
     """The GPU is this processor, where TensorFlow puts what has no other place."""
     expected = run(small_model(), glyphs, stacked=True).state()

@@ -179,6 +179,7 @@ def test_first_order_maml_with_sgd_is_the_last_gradient(float64, small_model, gl
     assert relative(one.phi.numpy(), phi - 0.5 * np.mean(last, 0), phi) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stacked", [False, True])
 def test_maml_is_the_derivative_that_finite_differences_give(float64, small_model, glyphs, stacked):
     """Through batch norm, convolutions and two steps of SGD, along random directions."""
@@ -215,6 +216,7 @@ def test_maml_is_the_derivative_that_finite_differences_give(float64, small_mode
     assert relative(first_order / 0.01, gradients, np.zeros_like(gradients)) > 0.05  # so the second order matters
 
 
+@pytest.mark.slow
 def test_maml_through_the_kernels_of_float32(glyphs, request):
     """Fused batch norm, which has no float64, and max-pooling behind it, against the form tested above."""
 

@@ -78,6 +78,7 @@ def test_a_folder_must_be_named_and_have_classes_enough(main):
     assert (code, error) == (2, "run_folder.py: --channels must be one of 1, 3, not 2 (see --help)\n")
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_what_another_has_learned(main, tmp_path):
     assert main(*TINY)[0] == 0
     first = rt.load("run").phi.numpy()

@@ -38,6 +38,7 @@ def test_the_weights_are_of_the_papers_whole_setting():
     assert {name: len(names) for name, names in folder.config()["split"].items()} == {"train": 1200, "test": 423}
 
 
+@pytest.mark.slow
 def test_the_weights_classify_shapes_of_another_alphabet():
     """On glyphs, which they never saw, one drawing each."""
     settings = Settings(eval_samples=50, shots=1, transductive=True, seed=3)

@@ -81,6 +81,7 @@ def test_a_tasks_result_does_not_depend_on_who_else_runs(glyphs, options):
         np.testing.assert_allclose(alone.meta_gradients(first), one.meta_gradients(both)[:1], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", MODES, ids=str)
 def test_the_same_tasks_give_the_same_bits(glyphs, options):
     states = []

@@ -14,7 +14,7 @@ Drawings that are two-valued and of Omniglot's or the network's size already are
 """
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from reptile_tf.errors import UserError
 

@@ -140,6 +140,7 @@ def test_of_two_that_claim_a_folder_at_once_one_is_refused(tmp_path, monkeypatch
     assert ours.config() == theirs
 
 
+@pytest.mark.slow
 def test_what_is_no_longer_read_may_be_damaged(main, tmp_path):
     """Results, model, pictures and events: the same command makes them anew."""
     folder = trained(tmp_path / "run")

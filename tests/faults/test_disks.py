@@ -39,6 +39,7 @@ def is_one_line(error):
     return error.startswith("run_omniglot.py: ") and error.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("saves", "path"), [(1, "checkpoint-0000040.npz"), (2, "results.json")])
 def test_a_run_on_a_disk_that_fills_up_keeps_what_it_has_and_goes_on(main, disk, tmp_path, monkeypatch, saves, path):
     folder, save, saved = disk.path / "run", RunFolder.save, []
@@ -208,6 +209,7 @@ def test_a_read_only_run_is_loaded_but_not_written_to(main, disk, finished):
     assert is_one_line(error)
 
 
+@pytest.mark.slow
 def test_with_few_handles_left_a_run_ends_with_one_line(main, tmp_path):
     """Whatever the first file is that cannot be opened."""
     codes = []

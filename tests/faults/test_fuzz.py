@@ -165,6 +165,7 @@ def alarm():
     signal.signal(signal.SIGALRM, old)
 
 
+@pytest.mark.slow
 def test_anything_is_refused_in_one_line_or_trains(tmp_path, monkeypatch, eagerly, alarm, record_property):
     """Op by op, since to compile takes seconds; stacked tasks are vectorized, but by no XLA program."""
     monkeypatch.setattr(
