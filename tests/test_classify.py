@@ -287,7 +287,7 @@ def mistakes(folder):
         f"--support={folder / 'none'}": "no folder .*none; name one that holds a folder of images for each class",
         f"--support={folder / 'one'}": "has one class folder, only: give examples of two classes or more",
         f"--queries={folder / 'none'}": "no file or folder .*none; name an image, or a folder of images",
-        f"--queries={folder / 'one'}": "no PNG or JPEG images in .*one; put some there",
+        f"--queries={folder / 'one'}": "no images in .*one; put some there",
         f"--queries={folder / 'text.png'}": "cannot read .*text.png as an image",
         f"--queries={folder / 'blank'}": "white.png shows no drawing that stands out from its paper",
         f"--checkpoint={folder / 'one'}": "no run in .*one",
