@@ -38,7 +38,7 @@ def test_split_parts_the_classes_by_seed_alone():
 
 @pytest.mark.parametrize("first", [0, 3, 4])
 def test_split_leaves_some_classes_on_both_sides(first):
-    with pytest.raises(ValueError, match=f"n_train must be from 1 to 2 here"):
+    with pytest.raises(ValueError, match="n_train must be from 1 to 2 here"):
         numbered([1, 1, 1]).split(first, seed=0)
 
 
