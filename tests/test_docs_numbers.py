@@ -36,7 +36,7 @@ NOT_MEASURED = {
     "differences.md": "95 100 10 2,000",
     "development.md": "",
     "classify.md": "20 14 50 80 255 420",
-    "folders.md": "16 601 65,535 4,294,967,295 32 134 30 20 1,200",
+    "folders.md": "84 100,000 16 601 65,535 4,294,967,295 32 134 30 20 1,200",
 }
 NUMBER = re.compile(r"(?<![\w.,/-])\d+(?:,\d{3})*(?:\.\d+)?(?:e-?\d+)?(?![\w/]|\.\d|-(?:shot|way))")
 COMMIT = re.compile(r"\b(?=\d*[a-f])(?=[a-f]*\d)[0-9a-f]{7,10}\b")

@@ -23,10 +23,10 @@ QUICK: dict[str, Any] = {
     "meta_step": 1.0,
     "meta_step_final": 0.0,
     "meta_batch": 5,
-    "meta_iters": 300,
+    "meta_iters": 200,
     "eval_batch": 10,
     "eval_iters": 20,
-    "eval_samples": 100,
+    "eval_samples": 60,
     "eval_interval": 50,
     "save_interval": 100,
 }
