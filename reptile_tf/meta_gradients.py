@@ -1,6 +1,8 @@
 """Meta-gradients: what stands for phi - W in Reptile and its relatives, read off the inner loop.
 
-Each is a function of phi, an `Adaptation` that stands at phi, and its tasks; it gives one row per task.
+Each is a function of phi, floatx [weight]; an `Adaptation` of a stack of tasks, which stands at phi and goes on with
+every call of `adapt`; and those tasks. It gives one row per task, floatx [stack, weight], and is traced into a graph.
+U_j(phi) are the weights after j inner steps from phi, k is the number of all steps, and g_j the gradient of the j-th.
 """
 
 from collections.abc import Callable, Collection
