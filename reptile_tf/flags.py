@@ -45,7 +45,7 @@ def parse(argv: list[str], doc: str, problem: Problem) -> tuple[Settings, frozen
     presets = problem.presets
     fields = [field for field in dataclasses.fields(Settings) if field.name not in problem.lacks]
     values = flags.FlagValues()
-    flags.DEFINE_string("preset", "", "the paper's setting to start from", flag_values=values)
+    flags.DEFINE_string("preset", "", "settings to start from", flag_values=values)
     for field in fields:
         default = problem.defaults.get(field.name, field.default)
         _DEFINE[field.type](field.name, default, field.metadata["help"], flag_values=values)
@@ -106,7 +106,7 @@ def _help(
         lines.extend(wrapper.wrap(text))
 
     names = ", ".join(presets)
-    describe("preset", f"start from one of the paper's settings; flags given beside it take precedence: {names}", "")
+    describe("preset", f"start from one of these settings; flags given beside it take precedence: {names}", "")
     group = None
     for field in fields:
         if field.metadata["group"] != group:

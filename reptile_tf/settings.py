@@ -62,7 +62,8 @@ class Settings:
                          fixed=True)
     split: str = _setting("", TASKS, "which classes to train, validate and test on: shares, as in 64,16,20; a file of "
                                      "the names to test on, one a line; with Omniglot, background: its evaluation "
-                                     "alphabets to test on (default: as in the paper)", fixed=True)
+                                     "alphabets to test on (default: folders' or a table's sets, else 64,16,20; with "
+                                     "Omniglot as in the paper)", fixed=True)
     classes: int = _setting(5, TASKS, "classes of a task: the N of N-way; an evaluation with --pretrained may "
                                       "have others than the training had", low=2)
     shots: int = _setting(5, TASKS, "images of each class to adapt to in evaluation (and in training, unless "

@@ -67,9 +67,9 @@ def meta_train(
     """Meta-trains a classifier, or anything else that learns from the tasks of a sampler.
 
     Args:
-      model: a built Keras model, for classes from images to one logit per way; it receives the result.
-      classes: what training tasks are drawn from, those with too few images left out; or a `Sampler` of tasks of any
-        kind, which then minds the ways, shots and minibatches in place of the settings.
+      model: a built Keras model, which receives the result. For image classes it maps images to one logit per way.
+      classes: what training tasks are drawn from; those with too few images are left out. Or a `Sampler` of tasks of
+        any kind, which then decides on the ways, shots and minibatches in place of the settings.
       settings: the paper's hyperparameters.
       held_out: classes to validate on; without them there is no learning curve.
       folder: where checkpoints go and come from; without it nothing is written. Only the chief of a cluster uses it.

@@ -16,13 +16,13 @@ class Problem(abc.ABC):
     """A data set, how it is split, and a network for it.
 
     Attributes:
-      name: in configurations and results; the module's name.
-      presets: settings by name, for `--preset` and `Settings.preset`.
+      name: the module's name, which is also in configurations and results.
+      presets: settings by name, for `--preset` and `Settings.preset`; no two problems may share a name.
       defaults: settings whose defaults differ from those of `Settings`.
       lacks: names of settings that mean nothing here; there are no flags for them.
       onednn: whether oneDNN's convolutions are faster here, which TensorFlow does not choose by itself on AMD's
         processors. TF_ENABLE_ONEDNN_OPTS has to be set when TensorFlow is first imported.
-      resampling: how images were resized.
+      resampling: how images were resized; recorded with the run.
     """
 
     name: str
