@@ -135,7 +135,7 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
     said = process.communicate()[0]
     assert process.returncode == 143
     done = int(newest(folder)["iteration"])
-    assert f"stopped after {done} meta-iterations, saved in {folder}; the same command resumes" in said
+    assert f"stopped after {done} meta-iterations, saved in {folder}; run the same command again to resume" in said
 
 
 def test_pretrained_takes_network_way_and_split_from_the_checkpoint(trained, tmp_path):
