@@ -124,7 +124,7 @@ for (const [name, file, handler, message] of [
   ],
   ['cut', 'moments.bin', (route) => route.fulfill({ body: 'short' }), /moments\.bin is damaged \(it has 5 bytes/],
   ['foreign', 'model.json', (route) => route.fulfill({ body: '<html>' }), /model\.json is damaged \(it is no JSON\)/],
-  ['unreachable', 'learner.json', (route) => route.abort(), /learner\.json cannot be fetched/],
+  ['unreachable', 'learner.json', (route) => route.abort(), /learner\.json cannot be loaded/],
 ]) {
   test(`a ${name} model file gives a readable message`, async () => {
     page = await demo.open({ route: { pattern: `**/${file}`, handler } });
