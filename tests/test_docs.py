@@ -77,7 +77,7 @@ def in_bash(block, place, **more):
 
 def small(program):
     """A Python program with little to do."""
-    return re.sub(r"(meta_iters=|eval_samples=|range\()\d{2,}", r"\g<1>4", program)
+    return re.sub(r"(meta_iters=|eval_samples=|\brange\()\d{2,}", r"\g<1>4", program)
 
 
 def programs(page):
