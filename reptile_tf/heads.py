@@ -46,6 +46,7 @@ def with_outputs(learner: "MetaLearner", outputs: int) -> "MetaLearner":
         stacked=learner.network.stacked,
         weight_decay=learner.weight_decay,
         scale=learner.network.scale,
+        loss=learner.network.loss,
         cluster=learner.cluster,
     )
     phi, state = start(learner, wider.network)

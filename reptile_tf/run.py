@@ -131,7 +131,7 @@ def _train(prepared: Prepared, held: contextlib.ExitStack) -> tuple[MetaLearner,
     folder, settings, images = prepared.folder, prepared.settings, prepared.images
     keras.utils.set_random_seed(settings.seed % 2**32)
     model = prepared.problem.network(settings)
-    if settings.init_from:
+    if settings.init_from and not folder.iterations():  # else the checkpoint has them
         learners.set_weights(model, settings.init_from)
     checks.classifier(model, images.images.shape[1:], settings.classes)
     if prepared.workers.is_chief:
@@ -162,7 +162,10 @@ def _restore(prepared: Prepared) -> tuple[MetaLearner, Checkpoint | None]:
         log.info(f"{folder.path}: trained for {checkpoint.iteration} meta-iterations")
     if settings.classes != prepared.ways:
         log.info(f"{folder.path}: trained with {prepared.ways} classes, evaluated with {settings.classes}")
-    return heads.with_outputs(learner, settings.classes), checkpoint
+    try:
+        return heads.with_outputs(learner, settings.classes), checkpoint
+    except ValueError as error:  # of a problem's own network
+        raise UserError(f"--classes {settings.classes}: {error}") from error
 
 
 def _evaluate(

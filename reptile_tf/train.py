@@ -89,7 +89,7 @@ def meta_train(
       Interrupted: SIGINT or SIGTERM, here or on another worker; what was done is in the folder and the model.
     """
     given = classes if isinstance(classes, ImageClasses) else None
-    learner = make_learner(model, settings, given.scale if given else 1.0, stacked, cluster, loss)
+    learner = make_learner(model, settings, 1.0 if given is None else given.scale, stacked, cluster, loss)
     learner.origin = Origin.of_run(settings, origin.pixels(given))
     folder = folder if cluster.is_chief else None
     split: dict[str, ImageClasses] = {}

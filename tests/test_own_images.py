@@ -1,6 +1,7 @@
 """run_folder.py: from a folder of photographs to numbers, pictures and a learner."""
 
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -86,6 +87,10 @@ def test_a_run_starts_from_what_another_has_learned(main, tmp_path):
     assert (code, error) == (0, "")
     assert "starting from the weights in run" in out
     np.testing.assert_allclose(rt.load("next").phi, first, atol=1e-6)
+    shutil.move("run", "moved")  # a resumed run has its weights
+    code, out, error = main(*TINY, "--checkpoint=next", "--init-from=run", "--meta-step=1e-9", "--meta-step-final=1e-9")
+    assert (code, error) == (0, "")
+    shutil.move("moved", "run")
     code, _, error = main(*TINY, "--checkpoint=other", "--init-from=run", "--filters=8")
     assert code == 1
     assert "--init-from run: its network has other weights than this one" in error

@@ -57,9 +57,7 @@ def trained():
 
 
 def test_tasks_of_a_sampler_are_stepped_through_one_meta_iteration_after_another(trained):
-    plain = rt.MetaLearner(
-        model(), keras.optimizers.SGD(0.02), keras.optimizers.SGD(), meta_batch=2, loss=squared
-    )  # fmt: skip
+    plain = rt.MetaLearner(model(), keras.optimizers.SGD(0.02), keras.optimizers.SGD(), meta_batch=2, loss=squared)
     for i in range(7):
         plain.step(SAMPLER(iteration=i, first=0, count=2), 1 - i / 7)
     for name, value in plain.state().items():
@@ -71,7 +69,7 @@ def test_the_callback_is_told_at_intervals_and_may_stop_training_which_resumes(t
 
     def listen(iteration, results, learner):
         told.append(iteration)
-        assert results == {"meta_gradient_norm": pytest.approx(results["meta_gradient_norm"])}
+        assert results.keys() == {"meta_gradient_norm"}
         assert results["meta_gradient_norm"] > 0
         assert isinstance(learner, rt.MetaLearner)
         if told == [3, 6]:
