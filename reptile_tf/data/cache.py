@@ -115,7 +115,7 @@ def _read(manifest: pathlib.Path, key: str, shape: tuple[int, ...], dtype: Any, 
     try:
         stored = files.unsealed(manifest.read_text(encoding="utf-8"))
         if stored["key"] != key:
-            log.info(f"the images in {manifest.parent} have changed: preparing them again")
+            log.info(f"the images in {manifest.parent}, or how they are decoded, have changed: preparing them again")
             return None
         images = np.load(_images_path(manifest, key), mmap_mode="r", allow_pickle=False)
         count = sum(stored["counts"].values())
