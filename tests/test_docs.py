@@ -60,12 +60,12 @@ def place(request, tmp_path, glyphs):
 
 
 def write_images(folder, sets, glyphs):
-    """PART/CLASS/IMAGE.png: all glyphs, or five classes in each of several sets."""
-    for part in sets:
-        for index, name in enumerate(glyphs.names[: 5 if len(sets) > 1 else None]):
-            (folder / f"{part}{name}").mkdir(parents=True)
-            for number, image in enumerate(glyphs.of_class(index)):
-                Image.fromarray(255 * image[..., 0]).save(folder / f"{part}{name}" / f"{number}.png")
+    """PART/CLASS/IMAGE.png: all glyphs, dealt out to the sets, none to two of them."""
+    for index, name in enumerate(glyphs.names):
+        of_class = folder / f"{sets[index % len(sets)]}{name}"
+        of_class.mkdir(parents=True)
+        for number, image in enumerate(glyphs.of_class(index)):
+            Image.fromarray(255 * image[..., 0]).save(of_class / f"{number}.png")
 
 
 def in_bash(block, place, **more):
