@@ -1,9 +1,12 @@
 """What must be right before anything is imported that needs it: the platform, and Keras's backend."""
 
+import contextlib
 import importlib.util
 import json
 import os
 import pathlib
+import sys
+import tempfile
 
 from reptile_tf.errors import UserError
 
@@ -20,3 +23,26 @@ def check() -> None:
     chosen = os.environ.get("KERAS_BACKEND") or configured
     if chosen != "tensorflow":
         raise UserError(f"Keras is set to run on {chosen}: set KERAS_BACKEND=tensorflow, the one backend this runs on")
+
+
+def import_quietly() -> None:
+    """Imports TensorFlow, and discards what it writes to stderr meanwhile unless the import fails.
+
+    No setting of TensorFlow's turns all of these lines off. Its later messages are off as well, unless
+    TF_CPP_MIN_LOG_LEVEL is set: its errors are raised as exceptions, too.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if sys.stderr is None:  # closed
+        return
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as said, contextlib.ExitStack() as stack:
+        stderr = os.dup(2)
+        stack.callback(os.close, stderr)
+        stack.callback(os.dup2, stderr, 2)
+        os.dup2(said.fileno(), 2)
+        try:
+            importlib.import_module("tensorflow")
+        except BaseException:
+            said.seek(0)
+            os.write(stderr, said.read())
+            raise

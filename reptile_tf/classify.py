@@ -11,7 +11,6 @@ import argparse
 import csv
 import io
 import json
-import os
 import pathlib
 import sys
 import time
@@ -29,7 +28,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, 1 after a user's mistake, 2 (by SystemExit) after a bad flag."""
     parser = _parser()
     arguments = parser.parse_args(_hyphenated(sys.argv[1:] if argv is None else argv))
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path that it cannot show is no reason to stop
     try:
@@ -111,6 +109,7 @@ def _classify(arguments: argparse.Namespace) -> None:
     queries = preparing.files(arguments.queries)
 
     backend.check()
+    backend.import_quietly()
     from reptile_tf import learners
     from reptile_tf.state import NotFiniteError
 

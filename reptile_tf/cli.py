@@ -30,10 +30,10 @@ def main(argv: list[str], doc: str, problem: Problem) -> int:
         return 2
     if problem.onednn:
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # start-up messages; what goes wrong is raised too
     launch.end_with_launcher()
     try:
         backend.check()
+        backend.import_quietly()
         from reptile_tf import run
         from reptile_tf.train import Interrupted
     except KeyboardInterrupt:

@@ -110,15 +110,13 @@ class Progress:
         if now - self._said < SECONDS_BETWEEN_LINES and self._done < self._total:
             return
         self._said = now
-        rate = (self._done - self._began[1]) / max(now - self._began[0], 1e-9)
-        left = (self._total - self._done) / rate if rate else float("inf")
-        note = f"  {note}" if note else ""
-        speed = f"{rate:.1f} {self._unit}/s" if rate >= 0.1 or not rate else f"{1 / rate:.0f} s/{self._unit}"
-        log.info(f"{self._what} {self._done}/{self._total}  {speed}  {_clock(left)} left{note}")
+        parts = [f"{self._what} {self._done}/{self._total}"]
+        if rate := (self._done - self._began[1]) / max(now - self._began[0], 1e-9):
+            parts.append(f"{rate:.1f} {self._unit}/s" if rate >= 0.1 else f"{1 / rate:.0f} s/{self._unit}")
+            parts.append(f"{_clock((self._total - self._done) / rate)} left")
+        log.info("  ".join([*parts, note] if note else parts))
 
 
 def _clock(seconds: float) -> str:
-    if seconds == float("inf"):
-        return "?"
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"

@@ -268,9 +268,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, help="folder to write the model to")
     parser.add_argument("--inner-steps", type=_steps, default=10, help="inner steps on a new task (default: 10)")
     arguments = parser.parse_args(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         backend.check()
+        backend.import_quietly()
         from reptile_tf import learners
 
         if arguments.classifier:

@@ -4,9 +4,12 @@ import os
 import pathlib
 import shutil
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.pop("COVERAGE_PROCESS_START", None)  # lines are counted here, not in what tests start
+
+from reptile_tf import backend
+
+backend.import_quietly()
 
 import keras
 import numpy as np

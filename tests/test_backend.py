@@ -2,6 +2,10 @@
 
 import importlib.util
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -34,3 +38,18 @@ def test_a_platform_without_locks_is_refused(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "fcntl" else find(name))
     with pytest.raises(UserError, match="Linux and macOS, and on Windows through WSL"):
         backend.check()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_tensorflow_writes_while_it_is_imported_shows_only_if_that_fails(fails, tmp_path):
+    ending = "raise ImportError('no such library')" if fails else ""
+    (tmp_path / "tensorflow.py").write_text(f"import os\nos.write(2, b'chatter')\n{ending}")
+    program = "import os; from reptile_tf import backend; backend.import_quietly(); os.write(2, b'later')"
+    path = os.pathsep.join([str(tmp_path), str(pathlib.Path(backend.__file__).parent.parent)])
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    if fails:
+        assert done.stderr.startswith("chatter")
+        assert "no such library" in done.stderr
+    else:
+        assert done.stderr == "later"
