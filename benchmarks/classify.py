@@ -262,7 +262,7 @@ def main():
     run, count = parts[arguments.part]
     count = arguments.tasks or count
     began, code = time.monotonic(), commit()
-    device.configure(Settings(), device.cores())
+    device.configure(Settings().meta_batch)
     learner = rt.load(WEIGHTS)
     classes = rt.data.omniglot.load_raw(arguments.omniglot)
     unseen = set(rt.RunFolder(WEIGHTS).config()["split"]["test"])
