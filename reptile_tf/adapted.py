@@ -84,7 +84,9 @@ class Adapter:
         self._programs: dict[tuple, tf.types.experimental.PolymorphicFunction] = {}
         self._inputs = tf.TensorSpec([1, None, *self.network.facts.input_shape], self.network.raw_dtype)
         weights = tf.TensorSpec([1, None], self.network.dtype)
-        self.predictions = tf.function(self.network.predictions, input_signature=[weights, self._inputs, self._inputs])
+        self.predictions = tf.function(
+            self.network.predictions, autograph=False, input_signature=[weights, self._inputs, self._inputs]
+        )
 
     def adapt(self, support: Support, steps: int, batch: int, replacement: bool, seed: int) -> "Adapted":
         """See `MetaLearner.adapt`."""
@@ -115,7 +117,9 @@ class Adapter:
             )
             phi = tf.TensorSpec([self.network.size], self.network.dtype)
             state = [tf.TensorSpec(v.shape, v.dtype) for v in self._inner.initial_state()]
-            self._programs[kind] = tf.function(self._adapted_weights, input_signature=[signature, phi, state])
+            self._programs[kind] = tf.function(
+                self._adapted_weights, autograph=False, input_signature=[signature, phi, state]
+            )
         return self._programs[kind]
 
     def _adapted_weights(self, task: Tasks, phi: tf.Tensor, state: list[tf.Tensor]) -> tf.Tensor:

@@ -76,7 +76,7 @@ def _check_constraints(network: "Network") -> None:
         weights = tf.convert_to_tensor(variable.value)
         try:
             once, again = (variable.constraint(weights) for _ in range(2))
-            tf.function(variable.constraint).get_concrete_function(weights)
+            tf.function(variable.constraint, autograph=False).get_concrete_function(weights)
         except Exception as error:  # a user's constraint may raise anything
             raise ModelError(
                 f"the constraint of {variable.path} must be a function of a tensor that runs in a graph: "
@@ -170,7 +170,7 @@ def _check_that_xla_compiles(
     network: "Network", function: Callable[..., Results], rows: list[tuple[tf.Tensor, ...]]
 ) -> None:
     stacks = [tf.stack(parts) for parts in zip(*rows, strict=True)]
-    compiled = tf.function(lambda *stacks: network.each(function, *stacks), jit_compile=True)
+    compiled = tf.function(lambda *stacks: network.each(function, *stacks), autograph=False, jit_compile=True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of device_name; without it TensorFlow draws a random number to find one

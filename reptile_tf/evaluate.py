@@ -127,7 +127,7 @@ class Evaluator:
     def _run_at_once(self, count: int) -> None:
         learner, self._at_once = self._learner, count
         self._inner = InnerLoop(learner.network, learner.inner_optimizer, count, weight_decay=learner.weight_decay)
-        self._compiled = tf.function(self._logits, jit_compile=learner.network.stacked)
+        self._compiled = tf.function(self._logits, autograph=False, jit_compile=learner.network.stacked)
 
     def logits(self, batch: EvalTasks) -> Predictions:
         """The logits of every query after adaptation, floatx [task, query, class] each; takes `self.tasks` tasks.

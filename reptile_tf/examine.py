@@ -97,10 +97,8 @@ def examine(model: keras.Model, is_classifier: bool) -> Facts:
 def in_one_line(error: Exception) -> str:
     """What another library's error says, but for where Keras and TensorFlow came across it."""
     text = re.sub(r"\x1b\[\d*m", "", str(error))
-    where = ("Exception encountered", "Graph execution error", "in user code", "Detected at node", "File ")
+    where = ("Exception encountered", "Graph execution error", "Detected at node", "File ")
     lines = [line.strip() for line in text.splitlines()]
-    if "in user code" in text:  # with the lines that led there; the error itself is at the end
-        return next((line for line in reversed(lines) if re.match(r"\w*(Error|Exception): ", line)), lines[-1])[:200]
     return f"{type(error).__name__}: {next((line for line in lines if line and not line.startswith(where)), '')[:160]}"
 
 
@@ -199,7 +197,7 @@ class Operation(NamedTuple):
 def operations_of(model: keras.Model, function: Callable, *arguments: tf.Tensor) -> list[Operation]:
     """The operations of a function that calls a model; of no argument is the value known."""
     names = {layer.name for layer in model._flatten_layers()}
-    definition = tf.function(function).get_concrete_function(*arguments).graph.as_graph_def()
+    definition = tf.function(function, autograph=False).get_concrete_function(*arguments).graph.as_graph_def()
     nodes = [*definition.node, *(node for inner in definition.library.function for node in inner.node_def)]
 
     def layer_of(operation: str) -> str:

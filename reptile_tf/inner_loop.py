@@ -61,7 +61,9 @@ class Adaptation:
         """
         if minibatches.shape[1] == 0:  # of which XLA compiles no loop
             return self.weights.value()
-        for step in tf.range(tf.shape(minibatches)[1]):
+        steps = tf.shape(minibatches)[1]
+
+        def one(step: tf.Tensor) -> tuple[tf.Tensor]:
             if self._weight_decay != 1:
                 self.weights.assign(self.weights * tf.constant(self._weight_decay, self.weights.dtype))
             gradient = self._gradient(self.weights.value(), tasks, minibatches[:, step])
@@ -74,6 +76,9 @@ class Adaptation:
                 self.weights.assign(tf.where(self._passed_over, before, self.weights))
             if self._network.is_constrained:
                 self.weights.assign(self._network.constrained(self.weights.value()))
+            return (step + 1,)
+
+        tf.while_loop(lambda step: step < steps, one, [tf.constant(0)])
         return self.weights.value()
 
     def sgd_step(self, weights: tf.Tensor, tasks: Tasks, samples: tf.Tensor) -> tf.Tensor:

@@ -234,7 +234,8 @@ class MetaLearner:
 
     def _compile(self) -> None:
         """Makes compiled functions of the methods above: one where there is one worker, two around the exchange."""
-        compiled = functools.partial(tf.function, jit_compile=self.network.stacked)
+        # Nothing is left to AutoGraph, anywhere: rewriting these functions' source would take a quarter of the start.
+        compiled = functools.partial(tf.function, autograph=False, jit_compile=self.network.stacked)
         if self.cluster.count == 1:
             self._meta_iterations = compiled(self._meta_iterations)  # type: ignore[method-assign]
         else:

@@ -229,7 +229,8 @@ class Network:
         """How many bytes all values of one task's forward pass have, for a minibatch; fused, fewer are kept."""
         weights = tf.TensorSpec([self.size], self.dtype)
         x = tf.TensorSpec([samples, *(axis or examine.FREE_AXIS for axis in self.facts.input_shape)], self.raw_dtype)
-        graph = tf.function(lambda weights, x: self.call(weights, x, None)[0]).get_concrete_function(weights, x).graph
+        call = tf.function(lambda weights, x: self.call(weights, x, None)[0], autograph=False)
+        graph = call.get_concrete_function(weights, x).graph
         outputs = [tensor for operation in graph.get_operations() for tensor in operation.outputs]
         floats = [t for t in outputs if t.dtype.is_floating and t.shape.is_fully_defined()]
         return sum(t.dtype.size * int(np.prod(t.shape)) for t in floats)
@@ -244,8 +245,13 @@ class Network:
         """Says in one line, by ValueError, what cannot be traced, or what XLA does not compile of a stacked network."""
         try:
             yield
+        except tf.errors.OperatorNotAllowedInGraphError as error:
+            raise ValueError(
+                "the loss or the meta-gradient has an if or a for over a tensor, which is not known when it is "
+                "compiled: use keras.ops.where, or keras.ops.cond and keras.ops.fori_loop"
+            ) from error
         except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
-            if "in user code" not in str(error):
+            if isinstance(error, ValueError) and "\n" not in str(error):
                 raise
             raise ValueError(examine.in_one_line(error)) from error
         except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:

@@ -405,6 +405,32 @@ def test_first_order_maml_needs_a_last_minibatch_apart(small_model, glyphs):
         learner(small_model(), sgd(), meta_gradient=foml).step(batch, 0.1)
 
 
+def test_a_decision_by_a_tensor_is_refused_in_one_line(small_model, glyphs):
+    """Nothing rewrites Python's own if and for into a graph's."""
+    batch = tasks.training_tasks(glyphs, iteration=0, **TRAINING)
+
+    def loss(labels, logits):
+        return tf.reduce_sum(logits) if tf.reduce_sum(logits) > 0 else cross_entropy(labels, logits)
+
+    def steps(phi, inner, tasks):
+        for step in tf.range(2):
+            after = inner.adapt(tasks, tasks.minibatches[:, step : step + 1])
+        return phi - after
+
+    for one in learner(small_model(), sgd(), loss=loss), learner(small_model(), sgd(), meta_gradient=steps):
+        with pytest.raises(ValueError, match=r"has an if or a for over a tensor.*use keras.ops.where") as error:
+            one.step(batch, 0.1)
+        assert "\n" not in str(error.value)
+
+
+def test_what_a_meta_gradient_raises_comes_in_one_line(small_model, glyphs):
+    batch = tasks.training_tasks(glyphs, iteration=0, **TRAINING)
+    one = learner(small_model(), sgd(), meta_gradient=lambda phi, inner, tasks: phi.numpy())
+    with pytest.raises(ValueError, match=r"^AttributeError: .*numpy") as error:
+        one.step(batch, 0.1)
+    assert "\n" not in str(error.value)
+
+
 def test_an_inner_optimizer_may_have_a_schedule(small_model, glyphs):
     """It counts steps over all tasks, as Adam does."""
     batch = tasks.training_tasks(glyphs, iteration=0, **TRAINING)
