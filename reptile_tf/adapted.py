@@ -1,4 +1,4 @@
-"""A learner's network after it has learned one task from a few examples."""
+"""A learner's network after adaptation to the support set of one task."""
 
 import contextlib
 import copy
@@ -33,9 +33,9 @@ class Support(NamedTuple):
 
     Attributes:
       x: [sample, ...] inputs before scaling.
-      y: [sample] their classes, counted from 0; or the targets of a loss of the user's own.
-      labels: [class] the label of each class, in order; None with a loss of the user's own.
-      outputs: how many the network needs: its own, or more if there are more classes.
+      y: int32 [sample] class indices from 0; with a custom loss, the targets [sample, ...].
+      labels: [class] the user's labels, sorted; None with a custom loss.
+      outputs: number of outputs that the network needs: its own, or the number of classes if that is larger.
     """
 
     x: np.ndarray
@@ -45,7 +45,7 @@ class Support(NamedTuple):
 
     @classmethod
     def of(cls, learner: "MetaLearner", x: np.ndarray, y: Sequence) -> "Support":
-        """See `MetaLearner.adapt`."""
+        """Checks a support set; arguments and errors are those of `MetaLearner.adapt`."""
         network = learner.network
         x, targets = np.asarray(x), np.asarray(y)
         outputs = network.facts.output_shape[-1]
@@ -61,16 +61,16 @@ class Support(NamedTuple):
             return cls(x, targets, None, outputs)
         labels, numbers = np.unique(checks.names(targets, len(x), outputs), return_inverse=True)
         if len(labels) < 2:
-            raise ValueError(f"all labels are {labels[0]}: give examples of two classes or more")
+            raise ValueError(f"all labels are {labels[0]}: give examples of at least two classes")
         return cls(x, numbers.astype(np.int32), labels, max(len(labels), outputs))
 
 
 class Adapter:
-    """Adapts a learner to one task at a time, by programs that are compiled once for support sets of any size.
+    """Adapts a learner to one task at a time, with programs compiled once for support sets of any size.
 
     Args:
-      learner: read at every call, never changed.
-      outputs: of the network; more than the learner's are added as `heads` says.
+      learner: the learner, read at every call and never changed.
+      outputs: number of outputs of the adapted network. `heads` explains how a larger number is reached.
     """
 
     def __init__(self, learner: "MetaLearner", outputs: int):
@@ -89,7 +89,7 @@ class Adapter:
         )
 
     def adapt(self, support: Support, steps: int, batch: int, replacement: bool, seed: int) -> "Adapted":
-        """See `MetaLearner.adapt`."""
+        """Adapts to a checked support set; arguments and errors are those of `MetaLearner.adapt`."""
         if batch < 1 or steps < 0 or seed < 0:
             raise ValueError("adapt needs a batch of at least 1, and steps and seed of at least 0")
         x, y = support.x, support.y
@@ -106,7 +106,7 @@ class Adapter:
         return Adapted(self, weights, x, support.labels, self._learner.origin)
 
     def _program(self, task: Tasks) -> tf.types.experimental.PolymorphicFunction:
-        """The compiled adaptation to a task of targets of this kind, from a start as `heads.start` gives it."""
+        """Returns the program that adapts from a result of `heads.start`, compiled for targets of this kind."""
         kind = task.y.dtype, task.y.shape[2:]
         if kind not in self._programs:
             signature = Tasks(
@@ -130,12 +130,12 @@ class Adapter:
 
 
 class Adapted:
-    """What `MetaLearner.adapt` gives: it classifies new inputs as the paper's evaluation does.
+    """An adapted network, made by `MetaLearner.adapt`, that classifies new inputs as the paper's evaluation does.
 
     Attributes:
-      labels: [class] those of the support set, sorted; None with a loss of the user's own.
-      weights: floatx [weight], the network's trainable weights after the adaptation.
-      origin: the learner's.
+      labels: [class] the support set's labels, sorted; None with a custom loss.
+      weights: floatx [weight], the network's trainable weights after adaptation.
+      origin: the learner's `origin`.
     """
 
     def __init__(
@@ -148,20 +148,23 @@ class Adapted:
         self.origin = origin
 
     def outputs(self, x: np.ndarray, *, transductive: bool = False) -> np.ndarray:
-        """The network's outputs (logits) for new inputs, floatx [query, class] in the order of `labels`.
+        """Computes the network's outputs (logits) for new inputs.
 
         Args:
-          x: [query, ...] before scaling, as `adapt` takes them.
-          transductive: classify all of them in one batch, so that they share batch-norm statistics; else each in a
-            batch with the whole support set.
+          x: [query, ...] inputs before scaling, as for `adapt`.
+          transductive: classify all queries in one batch, so that they share batch-norm statistics. Otherwise each
+            query is classified in a batch with the whole support set.
+
+        Returns:
+          Floatx [query, class], in the order of `labels`.
 
         Raises:
-          ValueError: inputs of another shape or range than the training images'.
+          ValueError: the inputs differ in shape or range from the training images.
         """
         return self.predictions(x)[transductive]
 
     def predictions(self, x: np.ndarray) -> Predictions:
-        """`outputs` in both ways, from one call. Arguments and errors: see there."""
+        """Computes `outputs` in both settings in one call; arguments and errors are the same."""
         network = self._adapter.network
         x = np.asarray(x)
         checks.inputs(network, x.shape[1:])
@@ -172,24 +175,24 @@ class Adapted:
         return Predictions(*(outputs[0].numpy()[..., :used] for outputs in self._adapter.predictions(*stacks)))
 
     def predict(self, x: np.ndarray, *, transductive: bool = False) -> np.ndarray:
-        """The labels of new inputs, [query], of the largest output each. Arguments and errors: see `outputs`.
+        """Returns the label of the largest output for each input, [query]; arguments and errors as in `outputs`.
 
-        With a loss of the user's own, the number of that output.
+        With a custom loss, returns the index of the largest output, int64.
         """
         best = self.outputs(x, transductive=transductive).argmax(-1)
         return best if self.labels is None else self.labels[best]
 
     def probabilities(self, x: np.ndarray, *, transductive: bool = False) -> np.ndarray:
-        """The probability of each class, floatx [query, class] in the order of `labels`; see `outputs`."""
+        """Returns the softmax of `outputs`, floatx [query, class]; arguments and errors are the same."""
         return tf.nn.softmax(self.outputs(x, transductive=transductive)).numpy()
 
     def model(self) -> keras.Model:
-        """A Keras model with weights of its own, the adapted ones, whose ordinary `predict` needs no support set.
+        """Returns an independent Keras model with the adapted weights, whose `predict` needs no support set.
 
-        It takes inputs after scaling and gives logits in the order of `labels`, one for each class. The moving averages
-        of its batch norms are the statistics of the support set; called with training=True it uses the batch at hand,
-        as the evaluation does. Where Keras cannot rebuild the learner's model, this one computes by its layers, and
-        cannot be saved; where that does not end in a dense layer, further outputs may follow those of `labels`.
+        The model takes scaled inputs and returns one logit for each of `labels`. The moving averages of its batch norms
+        are the support set's statistics; with training=True it uses the statistics of the batch, as the evaluation
+        does. If Keras cannot rebuild the learner's model, the new model shares its layers and cannot be saved. If the
+        learner's model does not end in a dense layer, unused outputs may follow those of `labels`.
         """
         network = self._adapter.network
         model = _copy(network)
@@ -202,12 +205,15 @@ class Adapted:
         return model
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes `model()` into a .keras file, which Keras loads, and the browser demo too if the model exports.
+        """Writes `model()` to a .keras file, which Keras and, if the model can be exported, the browser demo open.
 
-        In it, beside what Keras wants, classifier.json says the labels, and what inputs are multiplied by.
+        The file also contains classifier.json, with the labels, the scale of the inputs and the format of the images.
+
+        Args:
+          path: path of the file, which must end in .keras.
 
         Raises:
-          ValueError: the name does not end in .keras; Keras cannot rebuild the learner's model.
+          ValueError: the path does not end in .keras, or Keras cannot rebuild the learner's model.
           UserError: the file cannot be written.
         """
         from reptile_tf import tfjs
@@ -230,37 +236,37 @@ class Adapted:
 
 
 def _copy(network: Network) -> keras.Model:
-    """A model with the same layers and weights, independent of the network's."""
+    """Returns an independent model with the same layers and weights as the network's model."""
     model = network.model
     kinds = {type(layer).__name__: type(layer) for layer in model._flatten_layers()}
     try:
         with warnings.catch_warnings(), keras.saving.custom_object_scope(kinds):
-            warnings.simplefilter("ignore")  # of lambdas, which Keras takes for unsafe where they come from a file
+            warnings.simplefilter("ignore")  # Keras warns of lambdas, which are unsafe only if they come from a file
             other = copy.deepcopy(model)
         for copied, variable in zip(other.variables, model.variables, strict=True):
-            copied.assign(variable)  # seeds of random layers, too
+            copied.assign(variable)  # includes seeds of random layers
         x = random_batch(model, network.facts.input_shape)
         same_outputs = same(PlainCall(other, x).outputs, PlainCall(model, x).outputs, 1e-5)
-    except Exception:  # layers without get_config and the like: anything may be raised
+    except Exception:  # a user's layer, one without get_config for example, may raise anything
         return _WithOwnWeights(model)
     return other if same_outputs else _WithOwnWeights(model)
 
 
 class _WithOwnWeights(keras.Model):
-    """A model that computes by another's layers, with weights of its own."""
+    """A model that calls the layers of another model with its own weights."""
 
     def __init__(self, model: keras.Model):
         super().__init__(name=model.name)
-        self._by = lambda: model  # which Keras does not track: its weights are not this one's
+        self._by = lambda: model  # hidden from Keras, which would otherwise track that model's weights
         trainable, weights = ({id(v) for v in some} for some in (model.trainable_variables, model.weights))
         own = []
         for v in model.variables:
             named = {"dtype": v.dtype, "name": v.path.replace("/", "_"), "trainable": id(v) in trainable}
-            # The states of random generators are no weights.
+            # The states of random generators are variables, but not weights.
             is_weight = id(v) in weights
             own.append(self.add_weight(shape=v.shape, **named) if is_weight else keras.Variable(v.numpy(), **named))
             own[-1].assign(v)
-        self._own = lambda: own  # in which Keras finds none of them again
+        self._own = lambda: own  # hidden from Keras, which would otherwise track them twice
         self.built = True
 
     def call(self, inputs, training=False):
@@ -275,8 +281,8 @@ class _WithOwnWeights(keras.Model):
 
 
 def _set_moving_averages(model: keras.Model, network: Network, support_x: tf.Tensor) -> None:
-    """Makes the support set's statistics the moving averages of all batch norms that adapt."""
-    by = model if not isinstance(model, _WithOwnWeights) else network.model  # whose layers compute
+    """Sets the moving averages of all trainable batch norms to the support set's statistics."""
+    by = model if not isinstance(model, _WithOwnWeights) else network.model  # the model that holds the layers
     norms = [one for one in by._flatten_layers() if isinstance(one, keras.layers.BatchNormalization)]
     momenta = [norm.momentum for norm in norms]
     with layers.standing_in(by, classifying=True, only=lambda layer: bool(layer._seed_generators)):

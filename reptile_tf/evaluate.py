@@ -18,7 +18,7 @@ from reptile_tf.progress import Progress, log
 from reptile_tf.settings import Settings
 from reptile_tf.tasks import EvalTasks, Tasks
 
-# So many tasks of each class, on average, before its own accuracy says something of the spread between classes.
+# Minimum mean number of tasks per class for an estimate of the spread between classes.
 TASKS_OF_A_CLASS = 10
 
 
@@ -26,11 +26,11 @@ class Accuracy(NamedTuple):
     """Mean accuracy over tasks, from 0 to 1, with the half-widths of two 95 % confidence intervals.
 
     Attributes:
-      accuracy: the mean.
-      ci95: by the drawing of tasks: what more tasks of the same classes would narrow.
-      tasks: how many.
-      ci95_classes: by the choice of these classes among all that there could be, which only more classes would narrow.
-        None where the tasks do not tell it: fewer than ten of each class, or all classes in every task.
+      accuracy: mean accuracy.
+      ci95: half-width that reflects the random draw of tasks. More tasks of the same classes narrow it.
+      tasks: number of tasks.
+      ci95_classes: half-width that reflects the choice of these classes out of all possible ones. Only more classes
+        narrow it. None if the tasks cannot show it: fewer than ten tasks per class, or all classes in every task.
     """
 
     accuracy: float
@@ -40,7 +40,7 @@ class Accuracy(NamedTuple):
 
     @classmethod
     def of(cls, by_task: np.ndarray) -> "Accuracy":
-        """From the share of right answers in each task, float [task]; the interval is 1.96 standard errors."""
+        """Computes the mean and its interval, 1.96 standard errors, from each task's accuracy, float [task]."""
         spread = by_task.std(ddof=1) if len(by_task) > 1 else math.nan
         return cls(float(by_task.mean()), float(1.96 * spread / math.sqrt(len(by_task))), len(by_task))
 
@@ -50,12 +50,12 @@ class Accuracy(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """What adapted networks answered to the queries of many tasks.
+    """The answers of adapted networks to the queries of many tasks.
 
     Attributes:
-      classes: int [task, way], the number of the class behind each label.
-      labels: int [task, query], the right answers.
-      answers: int [task, query], those given.
+      classes: int [task, way], the index of the class that each label stands for.
+      labels: int [task, query], the correct labels.
+      answers: int [task, query], the predicted labels.
     """
 
     classes: np.ndarray
@@ -63,19 +63,20 @@ class Answers(NamedTuple):
     answers: np.ndarray
 
     def by_task(self) -> np.ndarray:
-        """The share of right answers in each task, float64 [task]."""
+        """Returns the accuracy on each task, float64 [task]."""
         return (self.answers == self.labels).mean(1)
 
     def accuracy(self) -> Accuracy:
-        """The mean over tasks, with both intervals."""
+        """Returns the mean accuracy over tasks, with both intervals."""
         return Accuracy.of(self.by_task())._replace(ci95_classes=self._ci95_classes())
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """How often a class was taken for another of its task, or for itself.
+        """Counts how often queries of one class were classified as each class of their task.
 
         Returns:
-          int64 [pair, 2], the class of a query and a class of the same task, for every such pair that there was; int64
-          [pair], how often the one was taken for the other; int64 [pair], of how many queries.
+          Three int64 arrays over all pairs that occurred: [pair, 2], the class of a query and a class of the same task;
+          [pair], the number of queries of the first class classified as the second; [pair], the number of queries of
+          the first class in tasks with the second.
         """
         most = int(self.classes.max()) + 1
         true = most * np.take_along_axis(self.classes, self.labels, 1).astype(np.int64)
@@ -86,12 +87,11 @@ class Answers(NamedTuple):
         return np.stack([met // most, met % most], axis=1), times, of
 
     def _ci95_classes(self) -> float | None:
-        """1.96 standard errors of the mean accuracy by the choice of classes.
+        """Estimates 1.96 standard errors of the mean accuracy under the choice of classes.
 
-        The mean over tasks is a U-statistic of the classes, of degree `way`: by the first term of Hoeffding's
-        decomposition its standard error is way · sd(T) / √classes, where T is the mean accuracy of the tasks that a
-        class takes part in. The spread of T is freed from what the drawing of tasks brings, as in an analysis of
-        variance.
+        The mean over tasks is a U-statistic of degree `way` in the classes. By the first term of Hoeffding's
+        decomposition its standard error is way · sd(T) / √classes, where T is the mean accuracy of the tasks that
+        contain a class. As in an analysis of variance, the variance of T excludes the part due to the draw of tasks.
         """
         tasks, way = self.classes.shape
         accuracies = np.repeat(self.by_task(), way)
@@ -105,22 +105,25 @@ class Answers(NamedTuple):
 
 
 class Evaluator:
-    """Adapts to tasks from a learner's phi and trained moments, and leaves no trace in the learner.
+    """Adapts to evaluation tasks from a learner's phi and trained moments, without changing the learner.
 
-    One adaptation serves both ways of classifying, which cost little beside it.
+    Both evaluation settings share one adaptation, because classification is cheap in comparison.
 
     Args:
-      learner: read at every call, never changed.
-      at_most: bounds how many tasks run side by side, which is two per core up to 16, or 64 in one stack; all workers
-        of a cluster take as many as the chief.
+      learner: the learner, read at every call and never changed.
+      at_most: upper bound on the tasks that run side by side: two per core up to 16, or 64 in one stack. All workers of
+        a cluster run as many as the chief.
+
+    Attributes:
+      tasks: number of tasks that `logits` takes.
 
     Raises:
-      UserError: another worker is gone.
+      UserError: another worker has stopped.
     """
 
     def __init__(self, learner: MetaLearner, at_most: int = 64):
         here = min(at_most, 64 if learner.network.stacked else min(16, 2 * device.cores()))
-        (self.tasks,) = map(int, learner.cluster.from_chief([np.array(here)]))  # cores differ, blocks must not
+        (self.tasks,) = map(int, learner.cluster.from_chief([np.array(here)]))  # workers may differ in cores
         self._learner = learner
         self._run_at_once(self.tasks)
 
@@ -130,12 +133,12 @@ class Evaluator:
         self._compiled = tf.function(self._logits, autograph=False, jit_compile=learner.network.stacked)
 
     def logits(self, batch: EvalTasks) -> Predictions:
-        """The logits of every query after adaptation, floatx [task, query, class] each; takes `self.tasks` tasks.
+        """Adapts to `self.tasks` tasks and computes the logits of their queries, floatx [task, query, class] each.
 
-        Where they do not fit the memory together, fewer run at once, from then on; a line says so.
+        If the tasks do not fit in memory together, fewer run at once from then on, and a log line says so.
 
         Raises:
-          tf.errors.ResourceExhaustedError: not even one fits.
+          tf.errors.ResourceExhaustedError: a single task does not fit in memory.
         """
         while True:
             starts = range(0, self.tasks, self._at_once)
@@ -165,15 +168,18 @@ class Evaluator:
 
 
 def meta_test(learner: MetaLearner, classes: ImageClasses, settings: Settings) -> Accuracy:
-    """Few-shot accuracy over `settings.eval_samples` tasks, in the way that `settings.transductive` says.
+    """Measures few-shot accuracy over `settings.eval_samples` tasks, transductive if `settings.transductive`.
 
     Args:
-      learner: what to adapt; it is left as it is.
-      classes: what tasks are drawn from; those with too few images for support and query are left out.
-      settings: ways, shots, seed and the evaluation's settings.
+      learner: the learner to evaluate, which does not change.
+      classes: classes from which tasks are drawn. Classes with too few images for support and query set are left out.
+      settings: number of ways and shots, seed, and the evaluation settings.
+
+    Returns:
+      The mean accuracy with its confidence intervals.
 
     Raises:
-      UserError: too few classes; an adaptation that is not finite; another worker is gone.
+      UserError: there are too few classes, an adaptation is not finite, or another worker has stopped.
     """
     enough = tasks.with_enough(classes, settings.classes, settings.shots + 1, "evaluation")
     draw = functools.partial(tasks.evaluation_tasks, enough, **settings.evaluation_arguments())
@@ -189,40 +195,41 @@ def answers(
     progress: str = "",
     transductive: bool = False,
 ) -> Predictions:
-    """What the learner answers, adapted to each of many tasks, which its cluster shares.
+    """Adapts the learner to each of many tasks and collects its answers. The workers of its cluster share the tasks.
 
     Args:
-      learner: what to adapt; it is left as it is.
-      draw: tasks `first` to `first + count - 1`, by these names.
-      count: how many tasks in all.
-      evaluator: one made before, which saves compiling another.
-      progress: what to call this in a progress line; without it there is none.
-      transductive: the way whose accuracy the progress line shows.
+      learner: the learner to evaluate, which does not change.
+      draw: called as draw(first=…, count=…), returns tasks `first` to `first + count - 1`.
+      count: number of tasks in all.
+      evaluator: an existing evaluator of the learner; a new one has to compile its program.
+      progress: title of the progress line; no line is shown without it.
+      transductive: which setting's accuracy the progress line shows.
 
     Returns:
-      `Answers` in each of the two ways.
+      `Answers` in both settings, the same on all workers.
 
     Raises:
-      UserError: an adaptation that is not finite; another worker is gone.
+      UserError: an adaptation is not finite, or another worker has stopped.
     """
     evaluator = evaluator or Evaluator(learner)
-    cluster, rows = learner.cluster, np.zeros([count, 0], np.int32)  # of classes, labels and both ways' answers
+    # The columns are classes, labels, and the answers in both settings.
+    cluster, rows = learner.cluster, np.zeros([count, 0], np.int32)
     with Progress(progress, count, unit="task", silent=not progress) as bar:
         for first in range(0, count, evaluator.tasks * cluster.count):
             done = min(first + evaluator.tasks * cluster.count, count)
-            # The compiled program takes a fixed number of tasks: the last batch is filled up, and the rest not counted.
-            # A worker with none to count takes some all the same: the others would not wait while it compiles later.
+            # The compiled program takes a fixed number of tasks, so the last batch holds some that are not counted. A
+            # worker with no task to count runs the program too: compiling it later would keep the others waiting.
             mine = min(first + evaluator.tasks * cluster.index, done)
             batch = draw(first=mine, count=evaluator.tasks)
             given, way = [], np.shape(batch.classes)[1]
             for logits in evaluator.logits(batch):
-                given.append(logits[..., :way].argmax(-1))  # a network for more classes has outputs that stand for none
-                given[-1][~np.isfinite(logits).all((1, 2))] = -1  # whose argmax would be right by chance
+                given.append(logits[..., :way].argmax(-1))  # a network for more ways has outputs without a class
+                given[-1][~np.isfinite(logits).all((1, 2))] = -1  # the argmax of NaN could be right by chance
             found = np.concatenate([batch.classes, batch.query_y, *given], axis=1)
             if not first:
                 rows = np.zeros([count, found.shape[1]], np.int32)
             rows[mine:done][: evaluator.tasks] = found[: done - mine]
-            if cluster.count > 1:  # zeros elsewhere
+            if cluster.count > 1:  # each worker has zeros in the rows of the others
                 rows[first:done] = cluster.sum(tf.constant(rows[first:done], tf.float64)).numpy()
             if wrong := int((rows[:done] < 0).any(1).sum()):
                 raise UserError(

@@ -1,10 +1,10 @@
-"""A classifier's output layer for another number of classes than it was trained for.
+"""Changes the number of outputs of a trained classifier.
 
-In training, a task's classes are numbered at random, so any trained output serves any class, and fewer classes take the
-first ones. A further output has to differ from the others, or classes would move together, and to lie where the layers
-below were trained to look: its weights are a trained output's mirrored at the mean of all of them, and further out the
-more outputs there are. (Of two, one is the other's mirror image, so that it begins further out.) Its moments are the
-mean.
+Training assigns labels to a task's classes at random, so any trained output can stand for any class. Fewer classes use
+the first outputs. A new output must differ from the others, or their classes would get equal gradients, and it must lie
+in the range of weights for which the layers below were trained. Its weights are therefore those of a trained output,
+mirrored at the mean of all trained outputs. Each further round of outputs lies further out. (Of two outputs, one is
+already the mirror image of the other, so new ones start twice as far out.) The moments of a new output are the mean.
 """
 
 import warnings
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 
 
 def with_outputs(learner: "MetaLearner", outputs: int) -> "MetaLearner":
-    """A learner like another for more classes, to be adapted and evaluated.
+    """Returns a learner with at least `outputs` outputs, for adaptation and evaluation.
 
     Args:
-      learner: of any number of outputs; it stays as it is.
-      outputs: classes to tell apart.
+      learner: a trained learner, which does not change.
+      outputs: number of classes to distinguish.
 
     Returns:
-      A learner with a model of its own, whose outer optimizer has not stepped; the one given if its outputs are enough.
+      The given learner if it has enough outputs. Otherwise a new one with a model of its own and a fresh outer
+      optimizer.
 
     Raises:
       ValueError: more outputs are needed, and the model does not end in a dense layer that is trained.
@@ -59,11 +60,14 @@ def with_outputs(learner: "MetaLearner", outputs: int) -> "MetaLearner":
 
 
 def start(learner: "MetaLearner", network: Network) -> tuple[tf.Tensor, list[tf.Tensor]]:
-    """A learner's phi and the state of its inner optimizer, [weight] or scalar each, as a resized network has them.
+    """Returns a learner's phi and the state of its inner optimizer, converted for a resized network.
 
     Args:
-      learner: what to start from.
-      network: its own, or of a `resized` model.
+      learner: the learner to start from.
+      network: the learner's network, or a network of a `resized` model.
+
+    Returns:
+      phi, floatx [weight], and the state, each [weight] or scalar.
     """
     theirs = learner.network
     outputs = network.facts.output_shape[-1]
@@ -75,7 +79,7 @@ def start(learner: "MetaLearner", network: Network) -> tuple[tf.Tensor, list[tf.
 
 
 def resized(model: keras.Model, outputs: int) -> keras.Model:
-    """A copy of a classifier with another number of outputs; what is new in it begins as the module's docstring says.
+    """Returns a copy of a classifier with another number of outputs, initialized as the module's docstring describes.
 
     Raises:
       ValueError: the model does not end in a dense layer that is trained, or Keras cannot rebuild it.
@@ -88,7 +92,7 @@ def resized(model: keras.Model, outputs: int) -> keras.Model:
     kinds = {type(layer).__name__: type(layer) for layer in model._flatten_layers()}
     try:
         with warnings.catch_warnings(), keras.saving.custom_object_scope(kinds):
-            warnings.simplefilter("ignore")  # of lambdas, which Keras takes for unsafe where they come from a file
+            warnings.simplefilter("ignore")  # Keras warns of lambdas, which are unsafe only if they come from a file
             other = keras.models.clone_model(model, clone_function=clone)
         for copied, variable in zip(other.variables, model.variables, strict=True):
             of_head = any(variable is v for v in head.trainable_variables)
@@ -96,21 +100,21 @@ def resized(model: keras.Model, outputs: int) -> keras.Model:
         x = random_batch(model, tuple(model.input_shape[1:]))
         kept = min(outputs, head.units)
         ours, theirs = (PlainCall(one, x).outputs[..., :kept] for one in (other, model))
-    except Exception as error:  # layers without get_config and the like: anything may be raised
+    except Exception as error:  # a user's layer, one without get_config for example, may raise anything
         raise ValueError(
-            f"Keras cannot rebuild the network for {outputs} classes ({in_one_line(error)}): use as many classes as it "
-            f"has outputs, {head.units}, or fewer"
+            f"Keras cannot rebuild the network for {outputs} classes ({in_one_line(error)}): use at most "
+            f"{head.units} classes, the number of its outputs"
         ) from error
     if not same(ours, theirs, 1e-5):
         raise ValueError(
-            f"a network for {outputs} classes, as Keras rebuilds it, computes something else: use as many classes as "
-            f"it has outputs, {head.units}, or fewer"
+            f"the network that Keras rebuilds for {outputs} classes computes something else: use at most "
+            f"{head.units} classes, the number of its outputs"
         )
     return other
 
 
 def _head(model: keras.Model) -> keras.layers.Dense:
-    """The trained dense layer that gives a model's outputs; raises ValueError if there is none."""
+    """Returns the trainable dense layer that a model ends in; raises ValueError if it ends in something else."""
     if isinstance(model, keras.Sequential):
         head = model.layers[-1]
     else:
@@ -118,20 +122,20 @@ def _head(model: keras.Model) -> keras.layers.Dense:
     if type(head) is keras.layers.Dense and head.trainable and len(head.trainable_variables) == 1 + head.use_bias:
         return head
     raise ValueError(
-        "only a network whose last layer is a Dense one that is trained takes another number of classes: use as many "
-        "classes as it has outputs, or fewer"
+        "only a network whose last layer is a trainable Dense layer can get more classes: use at most as many classes "
+        "as it has outputs"
     )
 
 
 def _of_outputs(network: Network, values: tf.Tensor, outputs: int, mirrored: int = 1) -> list[np.ndarray]:
-    """Floatx [weight] as the trainable weights of a resized model."""
+    """Converts floatx [weight] to the trainable weights of a resized model."""
     of_head = [any(v is w for w in _head(network.model).trainable_variables) for v in network.trainable]
     pairs = zip(network.unflatten(values), of_head, strict=True)
     return [_columns(value.numpy(), outputs, mirrored) if resize else value.numpy() for value, resize in pairs]
 
 
 def _columns(value: np.ndarray, outputs: int, mirrored: int = 1) -> np.ndarray:
-    """A weight of the output layer, or moments of one (`mirrored` is 0): [..., trained] to [..., outputs]."""
+    """Resizes a weight of the output layer, or its moments (`mirrored` is 0), [..., trained] to [..., outputs]."""
     trained = value.shape[-1]
     column = np.arange(outputs)
     far = column // trained * (2 if trained == 2 else 1)

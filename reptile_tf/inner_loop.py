@@ -1,7 +1,7 @@
 """The inner loop: k steps of a stock Keras optimizer on each task of a meta-batch.
 
-All weights of the network are handled as one flat vector. For an elementwise optimizer that is the same computation
-with a fraction of the operations, phi - W becomes one subtraction, and several tasks are rows of one matrix.
+All weights of the network form one flat vector. For an elementwise optimizer this is the same computation with a
+fraction of the operations. phi - W becomes one subtraction, and several tasks are the rows of one matrix.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,11 +14,17 @@ from reptile_tf.tasks import Tasks
 
 
 class Adaptation:
-    """The inner loop on one stack of tasks, which step together: their weights, the optimizer's state, their seeds.
+    """The inner loop on one stack of tasks that step together.
+
+    Args:
+      network: the network to adapt.
+      optimizer: a stock elementwise Keras optimizer, which is copied.
+      stack: number of tasks.
+      weight_decay: factor by which all weights are multiplied before every step (1 means no decay).
 
     Attributes:
-      weights: floatx variable [stack, weight].
-      state: the optimizer's variables but for its learning rate: [stack, weight] each (moments), or scalar (counts).
+      weights: floatx variable [stack, weight], the tasks' current weights.
+      state: the optimizer's variables except its learning rate: moments [stack, weight] and scalar step counts.
     """
 
     def __init__(self, network: Network, optimizer: keras.Optimizer, stack: int, weight_decay: float):
@@ -36,12 +42,12 @@ class Adaptation:
         )
 
     def start(self, weights: tf.Tensor, state: Sequence[tf.Tensor], seed: tf.Tensor | tuple[()]) -> None:
-        """Starts every task of the stack.
+        """Sets every task of the stack to the start of its adaptation.
 
         Args:
-          weights: floatx [weight].
-          state: of the optimizer, [weight] or scalar each.
-          seed: int [stack, 2], of each task's random layers; () if the network has none.
+          weights: floatx [weight], the initialization.
+          state: the optimizer's state, each [weight] or scalar.
+          seed: int [stack, 2], the seed of each task's random layers; () if the network has none.
         """
         self.weights.assign(tf.broadcast_to(weights, self.weights.shape))
         for slot, value in zip(self.state, state, strict=True):
@@ -50,16 +56,16 @@ class Adaptation:
             self._seeds.assign(self._network.start_seeds(seed))
 
     def adapt(self, tasks: Tasks, minibatches: tf.Tensor) -> tf.Tensor:
-        """Takes one optimizer step on each minibatch, from where the tasks stand.
+        """Takes one optimizer step on each minibatch, starting from the tasks' current weights and state.
 
         Args:
-          tasks: [stack, ...], whose pools the minibatches index.
-          minibatches: int32 [stack, step, sample].
+          tasks: [stack, ...] each.
+          minibatches: int32 [stack, step, sample], indices into the tasks' samples.
 
         Returns:
           The weights after the last step, floatx [stack, weight].
         """
-        if minibatches.shape[1] == 0:  # of which XLA compiles no loop
+        if minibatches.shape[1] == 0:  # XLA cannot compile a loop of no steps
             return self.weights.value()
         steps = tf.shape(minibatches)[1]
 
@@ -82,18 +88,18 @@ class Adaptation:
         return self.weights.value()
 
     def sgd_step(self, weights: tf.Tensor, tasks: Tasks, samples: tf.Tensor) -> tf.Tensor:
-        """One step of plain SGD as a function, through which a gradient passes; an optimizer's step is an assignment.
+        """Computes one differentiable step of plain SGD; no gradient passes through an optimizer's assignment.
 
         Args:
-          weights: floatx [stack, weight] to step from; the adaptation's own are neither read nor changed.
-          tasks: [stack, ...].
+          weights: floatx [stack, weight] before the step. `self.weights` is neither read nor changed.
+          tasks: [stack, ...] each.
           samples: int32 [stack, sample], the minibatch.
 
         Returns:
-          floatx [stack, weight].
+          The weights after the step, floatx [stack, weight].
 
         Raises:
-          ValueError: the optimizer is no plain SGD, or second derivatives of the network would be wrong.
+          ValueError: the optimizer is not plain SGD, or second derivatives of the network would be wrong.
         """
         if not self._is_plain_sgd:
             raise ValueError("MAML differentiates through the inner steps, which must be plain SGD")
@@ -108,25 +114,28 @@ class Adaptation:
         return self._network.constrained(weights - rate * self._gradient(weights, tasks, samples))
 
     def losses(self, weights: tf.Tensor, tasks: Tasks, samples: tf.Tensor) -> tf.Tensor:
-        """The loss at `weights` on a minibatch: [stack, weight], tasks and int32 [stack, sample] to [stack]."""
+        """Returns each task's loss, floatx [stack], at weights [stack, weight] on minibatch int32 [stack, sample]."""
         return self._network.losses(weights, *_samples(tasks, samples), self._seeds)
 
     def outputs(self, x: tf.Tensor) -> tf.Tensor:
-        """The network's outputs with the tasks' weights: [stack, batch, ...] to [stack, batch, ...]."""
+        """Returns the outputs, floatx [stack, batch, ...], of the adapted tasks for inputs [stack, batch, ...]."""
         return self._network.outputs(self.weights.value(), x)
 
     def _gradient(self, weights: tf.Tensor, tasks: Tasks, samples: tf.Tensor) -> tf.Tensor:
-        """The loss gradient, [stack, weight]; the random layers' seeds go on."""
+        """Returns the loss gradient, floatx [stack, weight], and advances the random layers' seeds."""
         gradient, seeds = self._network.gradient(weights, *_samples(tasks, samples), self._seeds)
         if self._seeds is not None:
             self._seeds.assign(seeds)
         return gradient
 
     def _take_over_decay(self, optimizer: keras.Optimizer) -> tf.Tensor | None:
-        """The optimizer's weight decay for each weight, [weight], if it leaves out some variables; else None.
+        """Takes the weight decay over from the optimizer if the optimizer excludes some variables.
 
-        Keras leaves out whole variables: the excluded, and those without a gradient. The optimizer here sees one
-        vector, so that it decays none by itself then.
+        Keras excludes whole variables: those the user named, and those without a gradient. The optimizer here sees one
+        flat vector and cannot tell variables apart, so its own decay is switched off then.
+
+        Returns:
+          The decay of each weight, floatx [weight], or None if the optimizer's own decay is right.
         """
         variables, connected = self._network.trainable, self._network.facts.connected
         decays = [on and optimizer._use_weight_decay(v) for v, on in zip(variables, connected, strict=True)]
@@ -139,17 +148,18 @@ class Adaptation:
 
 
 def copy_of(optimizer: keras.Optimizer) -> keras.Optimizer:
-    """A stock optimizer that has not stepped, with the settings of another."""
+    """Returns a new optimizer of the same class and settings, without state."""
     config = optimizer.get_config()
     if not isinstance(optimizer._learning_rate, keras.Variable):
-        config["learning_rate"] = optimizer._learning_rate  # a schedule: the same object, which Keras may not rebuild
+        config["learning_rate"] = optimizer._learning_rate  # share the schedule, which Keras may be unable to rebuild
     return type(optimizer)(**config)
 
 
 def _passed_over(network: Network) -> tf.Tensor | None:
-    """Bool [weight], those without a gradient, if there are any.
+    """Returns the mask, bool [weight], of weights without a gradient, or None if all have one.
 
-    Keras passes over their variables; here the gradient is zero, by which some optimizers move.
+    Keras skips variables without a gradient. In the flat vector their gradient is zero, and some optimizers change a
+    weight even on a zero gradient.
     """
     if all(network.facts.connected):
         return None
@@ -158,7 +168,7 @@ def _passed_over(network: Network) -> tf.Tensor | None:
 
 
 def _is_plain_sgd(optimizer: keras.Optimizer) -> bool:
-    """Whether an optimizer is SGD of a constant rate, with nothing else to it."""
+    """Returns whether an optimizer is SGD with a constant learning rate and no other option set."""
     config = optimizer.get_config()
     if type(optimizer) is not keras.optimizers.SGD or not isinstance(config["learning_rate"], float):
         return False
@@ -166,20 +176,20 @@ def _is_plain_sgd(optimizer: keras.Optimizer) -> bool:
 
 
 def _samples(tasks: Tasks, samples: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Inputs and targets of a minibatch, int32 [stack, sample]: [stack, sample, ...] each."""
+    """Returns the inputs and targets, [stack, sample, ...] each, of a minibatch of indices int32 [stack, sample]."""
     return tf.gather(tasks.x, samples, batch_dims=1), tf.gather(tasks.y, samples, batch_dims=1)
 
 
 class InnerLoop:
-    """The inner loop on several tasks: side by side (stacked, or in branches of one graph) or one after another.
+    """The inner loop on several tasks, side by side (stacked, or in branches of one graph) or one after another.
 
     Args:
-      network: what to adapt. `network.stacked` chooses between one stack of all tasks, and branches of one task each,
-        which share the cores of a CPU.
-      optimizer: a stock elementwise Keras optimizer, taken as a pattern (it is not touched).
-      tasks: how many tasks run side by side.
-      weight_decay: the factor on all weights before every step (1: none).
-      sequential: run any number of tasks one after another instead, the optimizer's state (not the weights) passed on.
+      network: the network to adapt. With `network.stacked` all tasks form one stack; otherwise each task is a branch of
+        the graph, and the branches share the cores of a CPU.
+      optimizer: a stock elementwise Keras optimizer, which is copied.
+      tasks: number of tasks that run side by side.
+      weight_decay: factor by which all weights are multiplied before every step (1 means no decay).
+      sequential: run any number of tasks one after another instead, and pass on the optimizer's state, not the weights.
     """
 
     def __init__(
@@ -197,7 +207,7 @@ class InnerLoop:
         self._adaptations = [Adaptation(network, optimizer, self._stack, weight_decay) for _ in range(count)]
 
     def initial_state(self) -> list[tf.Tensor]:
-        """The state of an optimizer that has not stepped: [weight] or scalar each."""
+        """Returns the state of an optimizer before its first step, each [weight] or scalar."""
         return [slot[0] if slot.shape.rank else slot.value() for slot in self._adaptations[0].state]
 
     def run(
@@ -208,18 +218,19 @@ class InnerLoop:
         state: Sequence[tf.Tensor],
         *more: tf.Tensor,
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Adapts to every task from `weights` and `state`.
+        """Applies a function to an adaptation of every task that starts from `weights` and `state`.
 
         Args:
-          function: of an `Adaptation`, its share of the tasks and of `more`; gives one floatx row per task.
-          tasks: [task, ...].
-          weights: floatx [weight].
-          state: the optimizer's, [weight] or scalar each.
-          more: [task, ...] each.
+          function: takes an `Adaptation`, its part of the tasks and its part of each of `more`, and returns one floatx
+            row per task.
+          tasks: [task, ...] each.
+          weights: floatx [weight], the initialization.
+          state: the optimizer's state, each [weight] or scalar.
+          more: further arguments of the function, [task, ...] each.
 
         Returns:
-          The results, [task, ...], and the optimizer's state afterwards: averaged over tasks that ran side by side
-          (counts are the same in all), that of the last task where they ran one after another.
+          The function's results, [task, ...], and the optimizer's final state: the mean over tasks that ran in
+          parallel (step counts are equal), or the last task's if they ran one after another.
         """
         if self._sequential:
             return self._one_after_another(function, tasks, weights, state, *more)

@@ -1,7 +1,7 @@
-"""Other ways to compute single layers while a model is traced, each with the condition for giving the same numbers.
+"""Alternative implementations of single layers for use while a model is traced, and where each one is equivalent.
 
-Nothing here replaces a layer: `standing_in` sets `call` or `convolution_op` on the instances of the user's own model,
-and takes it off again, so that weights, state, names and saved files stay the model's.
+No layer is replaced: `standing_in` sets `call` or `convolution_op` on the layers of the user's model and removes it
+again. Weights, state, names and saved files therefore remain the model's own.
 """
 
 import contextlib
@@ -26,13 +26,13 @@ def standing_in(
     classifying: bool = False,
     only: Callable[[keras.Layer], bool] = lambda layer: True,
 ) -> Iterator[None]:
-    """Lets single layers of a model compute another way in the body of a `with` statement.
+    """Sets the alternative implementations of a model's layers in the body of a `with` statement.
 
     Args:
-      model: a built Keras model of any kind; nested layers are found.
-      stacked: for tf.vectorized_map over the weights of several tasks, and XLA.
-      classifying: random layers are off, as Keras has them at inference, while batch norm goes on using the batch.
-      only: which layers may compute another way.
+      model: a built Keras model of any kind. Nested layers are included.
+      stacked: use the implementations for tf.vectorized_map over the weights of several tasks, and for XLA.
+      classifying: turn random layers off, as Keras does at inference. Batch norm still uses the batch.
+      only: returns whether a layer may change its implementation.
     """
     with ONE_AT_A_TIME, contextlib.ExitStack() as undo:
         idle = {id(layer) for layer in idle_biases(model)}
@@ -57,7 +57,7 @@ def standing_in(
 
 @contextlib.contextmanager
 def recording(model: keras.Model, outputs: list[tuple[str, tf.Tensor]]) -> Iterator[None]:
-    """Adds to `outputs` the name and output of each layer that runs in the body of a `with` statement, in order."""
+    """Appends to `outputs` the name and output of each layer that runs in the body of a `with` statement, in order."""
 
     def recorded(layer: keras.Layer) -> Callable:
         stock = layer.call
@@ -78,7 +78,7 @@ def recording(model: keras.Model, outputs: list[tuple[str, tf.Tensor]]) -> Itera
 
 @contextlib.contextmanager
 def _set(layer: keras.Layer, attribute: str, value: Any) -> Iterator[None]:
-    # Past Keras's __setattr__, which would track it; and back to what the user may have set himself.
+    # Bypasses Keras's __setattr__, which would track the value, and restores any attribute that the user has set.
     own = layer.__dict__.get(attribute)
     object.__setattr__(layer, attribute, value)
     try:
@@ -90,13 +90,14 @@ def _set(layer: keras.Layer, attribute: str, value: Any) -> Iterator[None]:
 
 
 def batch_norm(layer: keras.layers.BatchNormalization, stacked: bool) -> Callable:
-    """Batch norm over the batch at hand: by TensorFlow's fused kernel, or so that it can be differentiated twice.
+    """Returns a `call` that normalizes over the batch, by TensorFlow's fused kernel or in a twice differentiable form.
 
-    Keras takes some ten operations, which cost a CPU dearly (XLA fuses them by itself). It has the variance from
-    tf.nn.moments, which keeps the mean inside from being differentiated: no matter for first derivatives, since
-    deviations sum up to zero, but second ones, which MAML needs, come out wrong.
+    Keras's batch norm takes about ten operations, which are slow on a CPU (XLA fuses them). Keras computes the variance
+    by tf.nn.moments, which stops the gradient through the mean. First derivatives are right all the same, because the
+    deviations sum to zero, but the second derivatives that MAML needs are wrong.
 
-    The same as Keras's own where that uses the batch, at full precision, without masks. Elsewhere Keras's own runs.
+    The alternative equals Keras's implementation for training over an unmasked float32 or float64 batch. In all other
+    cases Keras's implementation runs.
     """
     stock = layer.call
 
@@ -142,10 +143,10 @@ def _twice_differentiable(layer: keras.layers.BatchNormalization, inputs: tf.Ten
 
 
 def _without_bias(layer: keras.layers.Conv2D) -> Callable:
-    """A convolution without its bias; the same where batch norm takes the bias off again (see `idle_biases`).
+    """Returns a `call` that leaves out the bias, which the following batch norm would subtract (see `idle_biases`).
 
-    Adding the bias and summing up its gradient, zero but for rounding, is a tenth of a step of Mini-ImageNet's network.
-    A batch norm that runs on its moving averages after all gets the bias back: it travels with the outputs.
+    Adding the bias, and summing its gradient (zero except for rounding), takes a tenth of an inner step of the
+    Mini-ImageNet network. The bias is attached to the outputs, for a batch norm that uses its moving averages.
     """
 
     def call(inputs):
@@ -158,13 +159,13 @@ def _without_bias(layer: keras.layers.Conv2D) -> Callable:
 
 
 def idle_biases(model: keras.Model) -> list[keras.Layer]:
-    """The convolutions of a model whose outputs all go to batch norms over their channels, and nowhere else.
+    """Returns the convolutions of a model whose outputs go only to batch norms over their channels.
 
-    Convolutions inside a subclassed model's `call` are in no graph that Keras knows, and keep their bias.
+    Keras has no graph of a subclassed model's `call`, so convolutions inside it keep their bias.
     """
     followers: dict[int, list[Any]] = {}
     for part in model._flatten_layers():
-        graph = getattr(part, "_functional", None) or part  # of a Sequential; a functional model is its own
+        graph = getattr(part, "_functional", None) or part  # a Sequential has one; a functional model is one
         nodes = [node for level in getattr(graph, "_nodes_by_depth", {}).values() for node in level]
         for node in nodes:
             for tensor in node.input_tensors:
@@ -184,7 +185,7 @@ def idle_biases(model: keras.Model) -> list[keras.Layer]:
         return id(layer) in followers and all(
             type(follower) is keras.layers.BatchNormalization
             and follower.axis in (channels, channels - 4)
-            and follower.compute_dtype == layer.compute_dtype  # else it gets a cast copy, and no bias with it
+            and follower.compute_dtype == layer.compute_dtype  # a cast copy would lose the attached bias
             for follower in followers[id(layer)]
         )
 
@@ -192,7 +193,7 @@ def idle_biases(model: keras.Model) -> list[keras.Layer]:
 
 
 def _is_matmul(layer: keras.Layer) -> bool:
-    """Whether a layer is a convolution that is the same as patches times one matrix."""
+    """Returns whether a layer is a convolution that equals patches times one matrix."""
     return (
         type(layer) is keras.layers.Conv2D
         and layer.data_format == "channels_last"
@@ -202,9 +203,9 @@ def _is_matmul(layer: keras.Layer) -> bool:
 
 
 def _matmul(layer: keras.layers.Conv2D) -> Callable:
-    """A convolution as patches times one matrix, which tf.vectorized_map can stack over one kernel per task.
+    """Returns a `convolution_op` that multiplies patches by one matrix.
 
-    tf.vectorized_map has no rule for Conv2D with a kernel that differs from task to task.
+    tf.vectorized_map can stack the product over one kernel per task; it has no such rule for Conv2D.
     """
     stock = layer.convolution_op
 
@@ -217,10 +218,10 @@ def _matmul(layer: keras.layers.Conv2D) -> Callable:
 
 
 def _max_pooling(layer: keras.layers.MaxPooling2D) -> Callable:
-    """Max pooling as the maximum of strided slices, one for each place in the window.
+    """Returns a `call` that takes the maximum of strided slices, one slice for each position in the window.
 
-    Its gradient is deterministic under XLA on a GPU, too, where TensorFlow's MaxPool has none such. Of places with the
-    same maximum, the first gets the gradient, as with TensorFlow's.
+    Its gradient is deterministic under XLA on a GPU, which that of TensorFlow's MaxPool is not. If several positions
+    share the maximum, the first one gets the gradient, as in TensorFlow.
     """
     stock = layer.call
 
@@ -238,7 +239,16 @@ def _max_pooling(layer: keras.layers.MaxPooling2D) -> Callable:
 
 
 def windows(inputs: tf.Tensor, size: tuple[int, int], strides: tuple[int, int]) -> list[tf.Tensor]:
-    """What lies at each place of a sliding window: [batch, height, width, channel] to [batch, height', width', …]."""
+    """Returns, for each position in a sliding window, the values there for all places of the window.
+
+    Args:
+      inputs: [batch, height, width, channel], of static height and width.
+      size: height and width of the window.
+      strides: vertical and horizontal stride.
+
+    Returns:
+      One [batch, height', width', channel] for each position, row by row.
+    """
     (rows, columns), (row_stride, column_stride) = size, strides
     height = (inputs.shape[1] - rows) // row_stride + 1
     width = (inputs.shape[2] - columns) // column_stride + 1
@@ -254,7 +264,17 @@ def windows(inputs: tf.Tensor, size: tuple[int, int], strides: tuple[int, int]) 
 
 
 def patches_times_kernel(inputs: tf.Tensor, kernel: tf.Tensor, strides: tuple[int, int], padding: str) -> tf.Tensor:
-    """[batch, height, width, channel] and [rows, columns, channel, filter] to [batch, height', width', filter]."""
+    """Convolves by a matrix product of patches and kernel.
+
+    Args:
+      inputs: [batch, height, width, channel], of static height and width.
+      kernel: [rows, columns, channel, filter].
+      strides: vertical and horizontal stride.
+      padding: "valid" or "same".
+
+    Returns:
+      [batch, height', width', filter], in the inputs' dtype.
+    """
     inputs, kernel = tf.convert_to_tensor(inputs), tf.convert_to_tensor(kernel)
     rows, columns, channels, filters = kernel.shape
     if padding == "same":
@@ -266,7 +286,7 @@ def patches_times_kernel(inputs: tf.Tensor, kernel: tf.Tensor, strides: tuple[in
 
 
 def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """TensorFlow's "same" padding (before, after) of one axis: the odd pixel goes after."""
+    """Returns TensorFlow's "same" padding (before, after) of one axis; the odd pixel goes after."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 
@@ -274,7 +294,7 @@ def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 def _without_randomness(layer: keras.Layer) -> Callable:
     stock = layer.call
     if "training" not in inspect.signature(stock).parameters:
-        return stock  # random at inference, too, as the user made it
+        return stock  # the user's layer is random at inference too
 
     def call(*args, **kwargs):
         return stock(*args, **(kwargs | {"training": False}))

@@ -1,4 +1,4 @@
-"""Learners by their settings, and out of a run's folder."""
+"""Makes learners from settings, and loads and saves them in run folders."""
 
 import pathlib
 from typing import Any
@@ -18,16 +18,19 @@ from reptile_tf.settings import Settings
 
 
 def load(path: str | pathlib.Path, model: keras.Model | None = None, loss: Loss | None = None) -> MetaLearner:
-    """The trained learner in a run's folder, with its optimizers' moments, ready to `adapt` or to be evaluated.
+    """Loads the trained learner of a run, with its optimizers' moments, ready to `adapt` or to be evaluated.
 
     Args:
-      path: of the folder, which a run script or `meta_train` has written.
-      model: a built model like the one trained; needed only where Keras cannot rebuild that safely (a Lambda, a layer
-        without get_config). It receives the result.
-      loss: what the learner was trained with, where that was not the default.
+      path: the run's folder, written by a run script, `meta_train` or `save`.
+      model: a built model with the trained model's architecture, which receives the learned weights. Needed only if
+        Keras cannot rebuild the trained model safely (it has a Lambda, or a layer without get_config).
+      loss: the loss that the learner was trained with, if it was not the default.
+
+    Returns:
+      The learner, on one worker and not stacked.
 
     Raises:
-      UserError: there is none, it cannot be read, or the model or the loss is another one.
+      UserError: there is no run in the folder, it cannot be read, or the model or the loss is not the run's.
     """
     folder = RunFolder(path)
     config = folder.config()
@@ -50,7 +53,7 @@ def set_weights(model: keras.Model, path: str | pathlib.Path) -> None:
     """Sets a model's weights to those that the run in a folder has learned.
 
     Raises:
-      UserError: there is none, or its network has other weights.
+      UserError: there is no run in the folder, or its network has weights of other shapes.
     """
     learner = load(path)
     try:
@@ -61,17 +64,17 @@ def set_weights(model: keras.Model, path: str | pathlib.Path) -> None:
 
 
 def save(learner: MetaLearner, path: str | pathlib.Path) -> None:
-    """Writes a learner made by itself, moments and all, into a folder for `load`.
+    """Writes a learner, with its optimizers' moments, to a folder from which `load` reads it.
 
-    What `meta_train` or a run script trained is in its own folder already.
+    This is for learners constructed directly. Run scripts, and `meta_train` with a folder, write their own.
 
     Args:
-      learner: with a stock meta-gradient and loss.
-      path: of a new folder, or of one that this has written for a learner like it.
+      learner: a learner with a stock meta-gradient and loss.
+      path: a new folder, or one to which `save` has written a learner with the same configuration.
 
     Raises:
-      ValueError: its loss or meta-gradient is the user's own.
-      UserError: the folder is another's, or cannot be written to.
+      ValueError: the loss or the meta-gradient is custom.
+      UserError: the folder holds something else, or cannot be written to.
     """
     config, folder = configuration.of_learner(learner), RunFolder(path)
     with folder.claimed(config):
@@ -79,7 +82,7 @@ def save(learner: MetaLearner, path: str | pathlib.Path) -> None:
 
 
 def save_model(learner: MetaLearner, path: pathlib.Path) -> None:
-    """Writes a learner's model as a .keras file, which the browser demo opens too, optimizer and moments included."""
+    """Writes a learner's model to a .keras file. The optimizer's moments are added for the browser demo."""
     learner.model.save(path)
     try:
         tfjs.add_to(path, learner)
@@ -88,24 +91,24 @@ def save_model(learner: MetaLearner, path: pathlib.Path) -> None:
 
 
 def _saved(options: dict[str, Any], model: keras.Model, scale: float) -> MetaLearner:
-    """The learner that `configuration.of_learner` describes, untrained."""
+    """Returns the learner that `configuration.of_learner` describes, untrained."""
     options = dict(options)
     try:
         optimizers = [keras.optimizers.deserialize(options.pop(f"{which}_optimizer")) for which in ("inner", "outer")]
         algorithm = BY_NAME[options.pop("meta_gradient")]
         return MetaLearner(model, *optimizers, meta_gradient=algorithm, scale=scale, **options)
-    except Exception as error:  # what a user's schedule raises; what of the text is not as it was written
-        raise UserError(f"the learner cannot be made again: {next(iter(str(error).splitlines()), error)}") from error
+    except Exception as error:  # a user's schedule may raise anything, and the file may have been edited
+        raise UserError(f"the learner cannot be rebuilt: {next(iter(str(error).splitlines()), error)}") from error
 
 
 def restore_from(folder: RunFolder, learner: MetaLearner) -> Checkpoint | None:
-    """Sets a learner, and its model, to a folder's newest checkpoint, which only the chief of a cluster reads.
+    """Sets a learner and its model to a folder's newest checkpoint. In a cluster only the chief reads the folder.
 
     Returns:
-      The checkpoint, for the chief.
+      The checkpoint on the chief, None on other workers.
 
     Raises:
-      UserError: there is none, or it does not fit the learner.
+      UserError: there is no checkpoint, or it does not fit the learner.
     """
     workers = learner.cluster
     checkpoint = folder.load() if workers.is_chief else None
@@ -127,7 +130,7 @@ def make_learner(
     cluster: Cluster = ALONE,
     loss: Loss = cross_entropy,
 ) -> MetaLearner:
-    """The learner that `settings` describe."""
+    """Returns an untrained learner as described by `settings`."""
     if settings.inner_optimizer == "sgd":
         inner = keras.optimizers.SGD(settings.learning_rate)
     else:
@@ -154,7 +157,7 @@ def _meta_gradient(settings: Settings) -> MetaGradient:
 
 
 def restore(learner: MetaLearner, checkpoint: Checkpoint) -> None:
-    """Sets the learner to a checkpoint; raises UserError if it is of another network or optimizer."""
+    """Sets the learner to a checkpoint; raises UserError if that is from another network or optimizer."""
     try:
         learner.restore(checkpoint.state)
     except ValueError as error:
@@ -162,7 +165,7 @@ def restore(learner: MetaLearner, checkpoint: Checkpoint) -> None:
 
 
 def take_from_chief(learner: MetaLearner, iteration: int) -> int:
-    """Sets all workers' learners to the chief's; returns its meta-iteration. Only the chief needs a checkpoint."""
+    """Copies the state of the chief's learner to all workers, and returns the chief's `iteration`."""
     state = learner.state()
     chiefs, *values = learner.cluster.from_chief([np.array(iteration), *state.values()])
     learner.restore(dict(zip(state, values, strict=True)))

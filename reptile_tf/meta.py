@@ -1,4 +1,4 @@
-"""The algorithm: a meta-gradient read off the inner loop, and the outer step that applies it.
+"""The algorithm: the inner loop yields a meta-gradient, and the outer step applies it.
 
 Reptile, batched (paper, algorithms 1 and 2):
 
@@ -8,7 +8,7 @@ Reptile, batched (paper, algorithms 1 and 2):
       phi <- phi - eps * mean(phi - W)
 
 The last line is a step of plain SGD with learning rate eps, so any stock Keras optimizer may take its place. The other
-algorithms differ only in what stands for phi - W (see `meta_gradients`).
+algorithms only replace phi - W by another meta-gradient (see `meta_gradients`).
 """
 
 import functools
@@ -30,37 +30,37 @@ from reptile_tf.tasks import Tasks
 
 
 class MetaLearner:
-    """The initialization phi being learned, with the state of both optimizers.
+    """Learns an initialization phi, and holds the state of both optimizers.
 
-    k inner steps give what the plain Keras loop gives: GradientTape, and the inner optimizer's `apply` on the model
-    itself. What would not is refused when the learner is made.
+    The k inner steps compute what a plain Keras loop computes with GradientTape and the inner optimizer's `apply` on
+    the model itself. The constructor rejects any model or optimizer for which this would not hold.
 
     Args:
-      model: a built Keras model of one input and one output, whose weights are the first phi; it receives the result by
-        `update_model`. What is not trainable in it stays as it is, and is read from it at every step.
-      inner_optimizer: elementwise stock Keras optimizer of the inner loop. In training its moments are never reset:
-        they run on from task to task. The paper's is Adam with beta_1 = 0.
-      outer_optimizer: elementwise stock Keras optimizer that applies the meta-gradient; its learning rate is set at
-        every step. Plain SGD is the paper's interpolation.
-      meta_gradient: `reptile`, `foml`, `maml`, a `partial_sum`, or a function like them.
-      meta_batch: tasks per meta-iteration.
-      sequential: run the tasks one after another, the inner optimizer's state passed on, as the authors' code does.
-        Else side by side: all start from the same state, and the states are averaged afterwards.
-      stacked: one XLA program over all tasks (for a GPU), instead of one branch of the graph per task (for a CPU).
-      weight_decay: factor on all weights before every inner step (1: none).
-      scale: what inputs are multiplied by.
-      loss: of (targets, outputs) of one minibatch.
-      cluster: the workers that share each meta-batch; all make the same learner.
+      model: a built Keras model with one input and one output. Its weights are the initial phi; `update_model` writes
+        the learned phi back. Non-trainable variables never change, and every step reads them from the model.
+      inner_optimizer: elementwise stock Keras optimizer of the inner loop. Training never resets its moments: they
+        carry over from task to task. The paper uses Adam with beta_1 = 0.
+      outer_optimizer: elementwise stock Keras optimizer that applies the meta-gradient. Every step sets its learning
+        rate. Plain SGD is the paper's interpolation.
+      meta_gradient: `reptile`, `foml`, `maml`, a `partial_sum`, or a function with the same signature.
+      meta_batch: number of tasks per meta-iteration.
+      sequential: run the tasks one after another and pass the inner optimizer's state on, as the original code does.
+        Otherwise the tasks run side by side: all start from the same state, and the final states are averaged.
+      stacked: compile one XLA program over all tasks (for a GPU), instead of one graph branch per task (for a CPU).
+      weight_decay: factor by which all weights are multiplied before every inner step (1 means no decay).
+      scale: factor by which inputs are multiplied.
+      loss: function of the (targets, outputs) of one minibatch that returns a scalar.
+      cluster: the workers that share each meta-batch. Every worker must construct the same learner.
 
     Attributes:
       phi: floatx variable [weight].
-      inner_state: variables, the inner optimizer's state ([weight] or scalar each).
-      origin: what its run says of adapting to new tasks and of its images; a run's folder and `meta_train` set it.
-      share: first and count of the tasks of a meta-batch that `step` takes here. A worker without a task of its own
-        (count 0) takes one all the same, which does not count: it would only wait for the others.
+      inner_state: variables of the inner optimizer, each [weight] or scalar.
+      origin: how the run adapts to new tasks, and how its images were prepared. `load` and `meta_train` set it.
+      share: (first, count) of the tasks of the meta-batch that this worker's `step` takes. A worker with count 0 still
+        takes one task, with weight 0 in the mean, so that all workers run the same program.
 
     Raises:
-      ValueError: the model or an optimizer does not serve; the message says why, and what to do.
+      ValueError: the model or an optimizer is not supported; the message says why, and what to do.
     """
 
     def __init__(
@@ -84,13 +84,13 @@ class MetaLearner:
             raise ValueError("meta_batch must be at least 1, and scale must not be 0")
         checks.outer_optimizer(outer_optimizer)
         self.model = model
-        self.network = Network(model, loss, scale, stacked)  # which examines the model
+        self.network = Network(model, loss, scale, stacked)  # also examines the model
         checks.inner_optimizer(inner_optimizer, self.network)
         self.inner_optimizer, self.outer_optimizer = inner_optimizer, outer_optimizer
         self.weight_decay, self.meta_batch, self.sequential = weight_decay, meta_batch, sequential
         self.cluster = cluster
         self.share = cluster.share(meta_batch)
-        self._weight = self.share[1] / meta_batch  # of this worker in the sums
+        self._weight = self.share[1] / meta_batch  # this worker's weight in the means
         self.meta_gradient = meta_gradient
         self.origin = Origin()
         self._adapters: dict[int, Adapter] = {}
@@ -108,19 +108,19 @@ class MetaLearner:
         self._compile()
 
     def step(self, tasks: Tasks, meta_step: float) -> float:
-        """One meta-iteration.
+        """Runs one meta-iteration.
 
         Args:
-          tasks: as many as the meta-batch, or this worker's (see `share`).
+          tasks: the tasks of the meta-batch, or this worker's share of them (see `share`).
           meta_step: the outer optimizer's learning rate (the paper's eps).
 
         Returns:
-          The norm of the meta-gradient; the same on all workers.
+          The norm of the meta-gradient. All workers return the same value.
 
         Raises:
-          NotFiniteError: the meta-gradient, a weight or a moment is not finite. The learner stays as it was.
-          ValueError: inputs of another shape than the model's, or labels that it has no output for.
-          UserError: another worker is gone.
+          NotFiniteError: the meta-gradient, a weight or a moment is not finite. The learner is left unchanged.
+          ValueError: the inputs do not have the model's input shape, or the model has no output for a label.
+          UserError: another worker has stopped.
         """
         return self.steps([tasks], [meta_step])
 
@@ -132,20 +132,23 @@ class MetaLearner:
         room: int = 1,
         images: tf.Tensor | None = None,
     ) -> float:
-        """Several meta-iterations in one compiled call; they give what `step` after `step` gives, bit for bit.
+        """Runs several meta-iterations in one compiled call, bit for bit equal to as many calls of `step`.
 
         Args:
           batches: the tasks of each meta-iteration.
-          meta_steps: the learning rate of each.
-          room: for how many the program is compiled. Fewer are filled up, and compile nothing new.
-          images: [image, ...], of which the `x` of the tasks, integers [task, sample], are numbers; on a GPU they need
-            not be sent there every time. Without them `x` are the inputs themselves.
+          meta_steps: the outer learning rate of each meta-iteration.
+          room: number of meta-iterations that the compiled program holds. A call with fewer batches is padded, and
+            compiles nothing new.
+          images: [image, ...] all images, sent to the GPU once. The `x` of the tasks are then integer indices
+            [task, sample] into them. Without `images`, `x` are the inputs themselves.
 
         Returns:
           The norm of the last meta-gradient.
 
         Raises:
-          As `step` does; a NotFiniteError says how many meta-iterations came before, which are done.
+          NotFiniteError: as in `step`; its `done` counts the meta-iterations before the failed one, which are kept.
+          ValueError: as in `step`.
+          UserError: as in `step`.
         """
         count, room = len(batches), max(room, len(batches))
         checked = [checks.tasks(self.network, tasks, self._count, images) for tasks in batches]
@@ -164,10 +167,10 @@ class MetaLearner:
     def _meta_iterations(
         self, batches: Tasks, meta_steps: tf.Tensor, count: tf.Tensor, images: tf.Tensor | tuple[()]
     ) -> tuple[tf.Tensor, ...]:
-        """The first `count` of [iteration, ...] each, but none after one that is not finite.
+        """Runs the first `count` meta-iterations of `batches` [iteration, ...], and stops after a non-finite one.
 
         Returns:
-          How many were begun; the last one's norm, and what was finite in it (see `_outer_step`).
+          The number of meta-iterations started; the norm and the finite flags of the last one (see `_outer_step`).
         """
 
         def one(done: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -181,13 +184,15 @@ class MetaLearner:
 
     def _meta_iteration(self, tasks: Tasks, meta_step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         local, counts = self._adapt(tasks)  # k inner steps on each of this worker's tasks
-        total = self.cluster.sum(local)  # the identity where there is one worker
+        total = self.cluster.sum(local)  # the identity with one worker
         return self._outer_step(total, counts, meta_step)
 
     def _adapt(self, tasks: Tasks) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """This worker's part of the mean meta-gradient and of each mean moment, [(1 + moments) * weight]; the counts.
+        """Adapts to this worker's tasks, without changing the learner.
 
-        Nothing of the learner changes. Counts are the same on all workers.
+        Returns:
+          This worker's part of the mean meta-gradient and of each mean moment, floatx [(1 + moments) * weight], and the
+          inner optimizer's step counts, which are the same on all workers.
         """
         gradients, state = self._inner.run(self._meta_gradients_of, tasks, self.phi, self.inner_state)
         moments = [value for value in state if value.shape.rank]
@@ -197,10 +202,10 @@ class MetaLearner:
     def _outer_step(
         self, total: tf.Tensor, counts: list[tf.Tensor], meta_step: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """The outer optimizer steps on the mean meta-gradient; nothing changes if anything is not finite.
+        """Applies the mean meta-gradient with the outer optimizer; rolls back if any value is not finite.
 
         Returns:
-          The norm of the meta-gradient, and whether it and each variable of the state are finite: bool [1 + variables].
+          The norm of the meta-gradient, and finite flags for it and each variable of the state: bool [1 + variables].
         """
         before = self._state.snapshot()
         gradient, *moments = tf.split(total, total.shape[0] // self.phi.shape[0])
@@ -215,10 +220,10 @@ class MetaLearner:
         return norm, self._state.roll_back_unless_finite(before, norm)
 
     def step_bytes(self, samples: int) -> int:
-        """A high estimate of the bytes that a meta-iteration takes, by minibatches of so many samples.
+        """Estimates from above the bytes of memory of a meta-iteration with minibatches of `samples` samples.
 
-        Of each task its weights, their gradient, moments and copy, and all values of a forward pass with their
-        gradients; XLA fuses many of these.
+        Counts, for each task, the weights, a copy of them, their gradient and moments, and all values of a forward pass
+        with their gradients. XLA fuses many of these, so the program needs less.
         """
         of_weights = (3 + len(self.inner_state)) * self.network.size * self.network.dtype.size
         return max(self.share[1], 1) * (of_weights + 2 * self.network.activation_bytes(samples))
@@ -255,26 +260,26 @@ class MetaLearner:
         replacement: bool | None = None,
         seed: int = 0,
     ) -> Adapted:
-        """Learns one new task from phi and the trained moments; the learner stays as it is.
+        """Adapts to one new task, starting from phi and the trained moments. The learner does not change.
 
-        What is None is as in the evaluation of the learner's run (see `origin`), or else 50 steps on minibatches of 5.
+        Arguments left at None take the evaluation settings of the learner's run (see `origin`); a learner without a
+        run takes 50 steps on minibatches of 5.
 
         Args:
-          x: [sample, ...] the support set's inputs before scaling (uint8 images, say).
-          y: [sample] their labels: whole numbers or names, of any number of classes from 2. With a loss of one's own,
-            the targets that it takes.
-          steps: inner optimizer steps.
-          batch: samples of a minibatch, dealt as in training.
-          replacement: draw each minibatch by itself.
-          seed: of the dealing, and of random layers.
+          x: [sample, ...] inputs of the support set before scaling, for example uint8 images.
+          y: [sample] labels, integers or names, of at least two classes. With a custom loss, the targets it expects.
+          steps: number of inner steps.
+          batch: number of samples in a minibatch.
+          replacement: draw each minibatch independently of the others, instead of dealing out a shuffled support set.
+          seed: seed of the minibatches and of random layers.
 
         Returns:
-          What classifies new inputs.
+          The adapted classifier.
 
         Raises:
           NotFiniteError: the adapted weights are not finite.
-          ValueError: inputs of another shape or range than the training images'; labels of a single class; more
-            classes than outputs, where the model does not end in a dense layer.
+          ValueError: the inputs differ in shape or range from the training images; all labels are of one class; there
+            are more classes than outputs, and the model does not end in a dense layer.
         """
         task = Support.of(self, x, y)
         if task.outputs not in self._adapters:
@@ -295,9 +300,9 @@ class MetaLearner:
         return self.model
 
     def state(self) -> dict[str, np.ndarray]:
-        """All that training changes, by name: phi and both optimizers' state. A later change does not touch it."""
+        """Returns copies, by name, of everything that training changes: phi and the state of both optimizers."""
         return self._state.arrays()
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Sets what `state` gave; raises ValueError if it is of another network or optimizer."""
+        """Sets the learner to a result of `state`; raises ValueError if it is from another network or optimizer."""
         self._state.restore(state)

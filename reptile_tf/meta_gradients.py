@@ -1,8 +1,9 @@
-"""Meta-gradients: what stands for phi - W in Reptile and its relatives, read off the inner loop.
+"""The meta-gradients of Reptile and related algorithms, computed by the inner loop.
 
-Each is a function of phi, floatx [weight]; an `Adaptation` of a stack of tasks, which stands at phi and goes on with
-every call of `adapt`; and those tasks. It gives one row per task, floatx [stack, weight], and is traced into a graph.
-U_j(phi) are the weights after j inner steps from phi, k is the number of all steps, and g_j the gradient of the j-th.
+A meta-gradient is a function of three arguments: phi, floatx [weight]; an `Adaptation` of a stack of tasks, which
+starts at phi and continues with every call of `adapt`; and the tasks. It returns one row per task, floatx
+[stack, weight], and is traced into a graph. U_j(phi) denotes the weights after j inner steps from phi, k the number of
+inner steps, and g_j the gradient at step j.
 """
 
 from collections.abc import Callable, Collection
@@ -17,12 +18,16 @@ MetaGradient = Callable[[tf.Tensor, Adaptation, Tasks], tf.Tensor]
 
 
 def reptile(phi: tf.Tensor, inner: Adaptation, tasks: Tasks) -> tf.Tensor:
-    """phi - U_k(phi) (paper, section 4); with k = 1 it is joint training. Returns [stack, weight]."""
+    """Returns phi - U_k(phi), floatx [stack, weight] (paper, section 4). With k = 1 this is joint training."""
     return phi - inner.adapt(tasks, tasks.minibatches)
 
 
 def foml(phi: tf.Tensor, inner: Adaptation, tasks: Tasks) -> tf.Tensor:
-    """First-order MAML, U_{k-1}(phi) - U_k(phi): what the last minibatch alone does. Returns [stack, weight]."""
+    """Returns U_{k-1}(phi) - U_k(phi), floatx [stack, weight]: first-order MAML, the change by the last minibatch.
+
+    Raises:
+      ValueError: the tasks have no query minibatch.
+    """
     del phi
     query = _query_of(tasks)
     before = inner.adapt(tasks, tasks.minibatches)
@@ -30,9 +35,13 @@ def foml(phi: tf.Tensor, inner: Adaptation, tasks: Tasks) -> tf.Tensor:
 
 
 def maml(phi: tf.Tensor, inner: Adaptation, tasks: Tasks) -> tf.Tensor:
-    """MAML, with its second derivatives: the gradient with respect to phi of the query minibatch's loss.
+    """Returns the gradient of the query minibatch's loss with respect to phi, floatx [stack, weight].
 
-    The steps before it, all of k but one, are plain SGD (paper, section 5). Returns [stack, weight].
+    This is MAML with second derivatives (paper, section 5). The loss is taken after k - 1 steps of plain SGD.
+
+    Raises:
+      ValueError: the tasks have no query minibatch, the inner optimizer is not plain SGD, or second derivatives of the
+        network would be wrong.
     """
     query = _query_of(tasks)
     with tf.GradientTape() as tape:
@@ -42,7 +51,7 @@ def maml(phi: tf.Tensor, inner: Adaptation, tasks: Tasks) -> tf.Tensor:
         for step in range(tasks.minibatches.shape[1]):  # unrolled: XLA cannot differentiate a loop of unknown length
             weights = inner.sgd_step(weights, tasks, tasks.minibatches[:, step])
         losses = inner.losses(weights, tasks, query[:, 0])
-    return tf.convert_to_tensor(tape.gradient(losses, start))  # of a stack of one task it may come as slices
+    return tf.convert_to_tensor(tape.gradient(losses, start))  # may be tf.IndexedSlices for a stack of one task
 
 
 def _query_of(tasks: Tasks) -> np.ndarray:
@@ -52,10 +61,12 @@ def _query_of(tasks: Tasks) -> np.ndarray:
 
 
 def partial_sum(terms: Collection[int]) -> MetaGradient:
-    """The meta-gradient that sums what some of the steps do (paper, section 6.1): with SGD inside, lr · Σ g_j.
+    """Returns a meta-gradient that sums the changes U_{j-1}(phi) - U_j(phi) of some steps (paper, section 6.1).
+
+    With SGD as the inner optimizer it is the learning rate times the sum of the g_j.
 
     Args:
-      terms: the numbers j of the steps, from 1 to k. All of them are Reptile, k alone is first-order MAML.
+      terms: the step numbers j, from 1 to k. All of them give Reptile, k alone gives first-order MAML.
     """
 
     def meta_gradient(phi: tf.Tensor, inner: Adaptation, tasks: Tasks) -> tf.Tensor:

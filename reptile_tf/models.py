@@ -1,15 +1,18 @@
-"""The paper's two networks, as stock Keras models (paper, appendix A; sizes as in the authors' code)."""
+"""The paper's two networks as stock Keras models (paper, appendix A), with the layer sizes of the original code."""
 
 import keras
 from keras import layers
 
 
 def omniglot(classes: int, filters: int = 64) -> keras.Sequential:
-    """Four strided convolutions: floatx [batch, 28, 28, 1] to logits [batch, classes].
+    """Builds the Omniglot network: four strided convolutions with batch norm and ReLU, and a dense layer.
 
     Args:
-      classes: the ways of a task.
-      filters: channels of each convolution.
+      classes: number of ways, which is the number of outputs.
+      filters: number of filters of each convolution.
+
+    Returns:
+      A model from floatx [batch, 28, 28, 1] to logits [batch, classes].
     """
     model = keras.Sequential([layers.Input((28, 28, 1))], name="omniglot")
     for block in range(1, 5):
@@ -24,13 +27,16 @@ def omniglot(classes: int, filters: int = 64) -> keras.Sequential:
 
 
 def miniimagenet(classes: int, filters: int = 32, size: int = 84, channels: int = 3) -> keras.Sequential:
-    """Four convolutions, each pooled after its norm: floatx [batch, size, size, channels] to logits [batch, classes].
+    """Builds the Mini-ImageNet network: four convolutions with batch norm, max pooling and ReLU, and a dense layer.
 
     Args:
-      classes: the ways of a task.
-      filters: channels of each convolution.
-      size: height and width of the images; the paper's are 84.
-      channels: of the images.
+      classes: number of ways, which is the number of outputs.
+      filters: number of filters of each convolution.
+      size: height and width of the images; 84 in the paper.
+      channels: number of channels of the images.
+
+    Returns:
+      A model from floatx [batch, size, size, channels] to logits [batch, classes].
     """
     model = keras.Sequential([layers.Input((size, size, channels))], name="miniimagenet")
     for block in range(1, 5):

@@ -1,4 +1,4 @@
-"""The user's own Keras model as a function of a flat weight vector."""
+"""The user's Keras model as a function of a flat weight vector."""
 
 import contextlib
 import copy
@@ -17,21 +17,28 @@ Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """The **sum** of the cross-entropies of a minibatch: int [batch], floatx [batch, classes] to a scalar.
+    """Returns the **sum** of the cross-entropies of a minibatch, as the original code does.
 
-    A sum, as in the authors' code: an SGD step on a minibatch of 25 is 25 times a step on its mean.
+    An SGD step on a minibatch of 25 is therefore 25 times as long as a step on the mean.
+
+    Args:
+      labels: int [batch].
+      logits: floatx [batch, classes].
+
+    Returns:
+      A floatx scalar.
     """
-    # Not the sparse form, whose deterministic version scatters its gradient.
+    # The gradient of the sparse form is a slow scatter where it is deterministic.
     one_hot = tf.one_hot(labels, tf.shape(logits)[-1], dtype=logits.dtype)
     return tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(one_hot, logits))
 
 
 class Predictions(NamedTuple):
-    """What an adapted network says of its queries in two ways; `predictions[transductive]` is one of them.
+    """An adapted network's results for the query set in both settings; `predictions[transductive]` selects one.
 
     Attributes:
-      one_by_one: each query in a batch with the whole support set, as the only query.
-      transductive: all queries in one batch, so that they share batch-norm statistics.
+      one_by_one: each query is classified alone, in a batch with the whole support set.
+      transductive: all queries are classified in one batch, so that they share batch-norm statistics.
     """
 
     one_by_one: Any
@@ -41,26 +48,26 @@ class Predictions(NamedTuple):
 class Network:
     """A Keras model as a function of a flat weight vector, for one task or for a stack of them.
 
-    There is no copy. While a call is traced, the model's trainable variables stand for parts of the vector, and the
-    seeds of its random layers for the task's own. Everything else (frozen weights, moving averages, statistics that a
-    layer was adapted to) is read from the model as it is; no call changes the model.
+    The model is not copied. While a call is traced, parts of the vector replace the model's trainable variables, and
+    the task's seeds replace those of its random layers. Everything else (frozen weights, moving averages, the
+    statistics of a Normalization layer) is read from the model. No call changes the model.
 
     Args:
-      model: a built Keras model of one input and one output, of any kind.
-      loss: of (targets, outputs) of one minibatch, a scalar.
-      scale: what inputs are multiplied by.
-      stacked: vectorize over the tasks of a stack, to be compiled by XLA; else stacks have one task.
+      model: a built Keras model of any kind, with one input and one output.
+      loss: function of the (targets, outputs) of one minibatch that returns a scalar.
+      scale: factor by which inputs are multiplied.
+      stacked: vectorize over the tasks of a stack, for compilation by XLA. Otherwise a stack has one task.
 
     Attributes:
       facts: what a call on a random batch showed about the model.
-      trainable: its trainable variables.
-      size: how many weights they have.
-      dtype: theirs.
-      raw_dtype: which inputs have before scaling, at the latest.
-      is_constrained: whether any of them has a constraint.
+      trainable: the model's trainable variables.
+      size: number of trainable weights.
+      dtype: dtype of the trainable variables.
+      raw_dtype: dtype to which inputs are cast before scaling.
+      is_constrained: whether any trainable variable has a constraint.
 
     Raises:
-      ValueError: the model does not serve, or would compute something else here; the message says what to do.
+      ValueError: the model is not supported, or would compute something else here; the message says what to do.
     """
 
     def __init__(self, model: keras.Model, loss: Loss = cross_entropy, scale: float = 1.0, stacked: bool = False):
@@ -77,7 +84,7 @@ class Network:
         self._shapes = [tuple(v.shape) for v in self.trainable]
         self._sizes = [int(np.prod(shape)) for shape in self._shapes]
         self.size = sum(self._sizes)
-        # Keras passes over variables without a gradient, constraints and all.
+        # Keras skips variables without a gradient, and their constraints too.
         pairs = zip(self.trainable, self.facts.connected, strict=True)
         self._constraints = [v.constraint if on else None for v, on in pairs]
         self.is_constrained = any(self._constraints)
@@ -85,31 +92,31 @@ class Network:
             in_turn = compare.compare(self)
         if in_turn:
             log.info(
-                f"stacked: these run one task after another, since they have no vectorized form: {', '.join(in_turn)}"
+                f"stacked: these run one task after another, because they have no vectorized form: {', '.join(in_turn)}"
             )
 
     def unstacked(self) -> "Network":
-        """The same network for one task at a time."""
+        """Returns the same network for one task at a time."""
         one = copy.copy(self)
         one.stacked = False
         return one
 
     def flatten(self, weights: Sequence[np.ndarray | tf.Tensor]) -> tf.Tensor:
-        """Joins the trainable weights, in the model's order, to one floatx [weight]."""
+        """Concatenates the trainable weights, in the model's order, to floatx [weight]."""
         return tf.concat([tf.reshape(tf.cast(w, self.dtype), [-1]) for w in weights], axis=0)
 
     def unflatten(self, weights: tf.Tensor) -> list[tf.Tensor]:
-        """Parts floatx [weight] into the trainable weights, in the model's order."""
+        """Splits floatx [weight] into the trainable weights, in the model's order."""
         return [tf.reshape(w, s) for w, s in zip(tf.split(weights, self._sizes), self._shapes, strict=True)]
 
     def start_seeds(self, seed: tf.Tensor) -> tf.Tensor:
-        """The state of the model's random generators at the start of tasks: int64 [stack, 2] to [stack, seeds, 2]."""
-        # Keras counts up the second number with each draw, and takes both modulo 2**31 - 2.
+        """Returns the tasks' initial random generator states, int64 [stack, seeds, 2], from seeds int [stack, 2]."""
+        # Keras adds one to the second number with each draw, and takes both numbers modulo 2**31 - 2.
         generators = tf.range(len(self.facts.random), dtype=tf.int64)[:, tf.newaxis] * [0x3779B97F, 0]
         return (tf.cast(seed, tf.int64)[:, tf.newaxis] + generators) % (2**31 - 2)
 
     def constrained(self, weights: tf.Tensor) -> tf.Tensor:
-        """The weights as the model's constraints leave them, as Keras does after every step: [stack, weight] to it."""
+        """Applies the model's constraints to floatx [stack, weight], as Keras does after every step."""
         if not self.is_constrained:
             return weights
 
@@ -120,11 +127,11 @@ class Network:
         return self.each(of_one, weights)
 
     def outputs(self, weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        """The model's outputs as it classifies: batch norm uses the batch at hand, random layers are off.
+        """Computes the model's outputs for classification: batch norm uses the given batch, random layers are off.
 
         Args:
           weights: floatx [stack, weight].
-          x: [stack, batch, ...].
+          x: [stack, batch, ...] inputs before scaling.
 
         Returns:
           Floatx [stack, batch, ...].
@@ -132,15 +139,15 @@ class Network:
         return self.each(lambda w, x: self.call(w, x, None, classifying=True)[0], weights, x)
 
     def predictions(self, weights: tf.Tensor, support_x: tf.Tensor, queries: tf.Tensor) -> Predictions:
-        """The outputs for the queries of adapted tasks in both ways of the paper (its section 6).
+        """Computes the outputs for query sets of adapted tasks, in both settings of the paper (section 6).
 
         Args:
-          weights: floatx [stack, weight].
-          support_x: [stack, sample, ...].
-          queries: [stack, query, ...].
+          weights: floatx [stack, weight], adapted.
+          support_x: [stack, sample, ...] inputs before scaling.
+          queries: [stack, query, ...] inputs before scaling.
 
         Returns:
-          Floatx [stack, query, ...] each.
+          Floatx [stack, query, ...] for each setting.
         """
 
         def classify(query: tf.Tensor) -> tf.Tensor:  # [stack, ...]
@@ -152,16 +159,16 @@ class Network:
     def gradient(
         self, weights: tf.Tensor, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """The loss gradient of each task, and the seeds after it.
+        """Computes the loss gradient of each task.
 
         Args:
           weights: floatx [stack, weight].
-          x: [stack, batch, ...].
-          y: [stack, batch, ...].
+          x: [stack, batch, ...] inputs before scaling.
+          y: [stack, batch, ...] targets.
           seeds: int64 [stack, seeds, 2] if the model has random layers.
 
         Returns:
-          Floatx [stack, weight], and `seeds` as the next step takes them.
+          The gradient, floatx [stack, weight], and the seeds of the next step.
         """
 
         def of_one(w: tf.Tensor, x: tf.Tensor, y: tf.Tensor, *seeds: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -174,14 +181,14 @@ class Network:
         return gradient, (after[0] if after else None)
 
     def losses(self, weights: tf.Tensor, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor | None = None) -> tf.Tensor:
-        """The loss of each task, floatx [stack]; arguments as those of `gradient`."""
+        """Computes the loss of each task, floatx [stack]. The arguments are those of `gradient`."""
         return self.each(lambda *task: self._total_loss(*task)[0], weights, x, y, *([] if seeds is None else [seeds]))
 
     def _total_loss(self, weights: tf.Tensor, x: tf.Tensor, y: tf.Tensor, *seeds: tf.Tensor) -> tuple[tf.Tensor, ...]:
         def loss_of(outputs: tf.Tensor) -> tf.Tensor:
             loss = tf.convert_to_tensor(self.loss(y, outputs))
             if loss.shape.rank:
-                raise ValueError(f"the loss must be a scalar, not {loss.shape}: sum it up over the minibatch")
+                raise ValueError(f"the loss must be a scalar, not {loss.shape}: sum it over the minibatch")
             return loss
 
         _, losses, *after = self.call(weights, x, *(seeds or [None]), loss_of=loss_of)
@@ -197,19 +204,19 @@ class Network:
         only: Callable[[keras.Layer], bool] = lambda layer: True,
         loss_of: Callable[[tf.Tensor], tf.Tensor] | None = None,
     ) -> list:
-        """One call of the model with one task's weights.
+        """Calls the model with one task's weights.
 
         Args:
           weights: floatx [weight].
           x: [batch, ...] inputs before scaling.
-          seeds: int64 [seeds, 2], if there are any and they matter.
+          seeds: int64 [seeds, 2] of the random layers; None leaves the model's own.
           classifying: see `layers.standing_in`.
           only: see `layers.standing_in`.
-          loss_of: of the outputs; called while the model has the task's weights, which it may read.
+          loss_of: function of the outputs, called while the model has the task's weights, so that it may read them.
 
         Returns:
-          The outputs; the loss, if there is a function of it, and those that the model adds by itself (regularizers and
-          the like); and the seeds after it, if any were given.
+          A list of the outputs; a list of losses: that of `loss_of`, if given, then those that the model adds
+          (regularizers, for example); and, if seeds were given, the seeds of the next call.
         """
         values = list(zip(self.trainable, self.unflatten(weights), strict=True))
         if seeds is not None:
@@ -226,7 +233,7 @@ class Network:
         return [outputs, losses, *after]
 
     def activation_bytes(self, samples: int) -> int:
-        """How many bytes all values of one task's forward pass have, for a minibatch; fused, fewer are kept."""
+        """Returns the bytes of all values in one task's forward pass on `samples` samples; fusion keeps fewer."""
         weights = tf.TensorSpec([self.size], self.dtype)
         x = tf.TensorSpec([samples, *(axis or examine.FREE_AXIS for axis in self.facts.input_shape)], self.raw_dtype)
         call = tf.function(lambda weights, x: self.call(weights, x, None)[0], autograph=False)
@@ -237,12 +244,12 @@ class Network:
 
     @functools.cached_property
     def not_differentiable_twice(self) -> list[str]:
-        """See `compare.not_differentiable_twice`; found out once, as it traces the model."""
+        """The result of `compare.not_differentiable_twice`, which traces the model, computed once."""
         return compare.not_differentiable_twice(self)
 
     @contextlib.contextmanager
     def compiling(self) -> Iterator[None]:
-        """Says in one line, by ValueError, what cannot be traced, or what XLA does not compile of a stacked network."""
+        """Raises a one-line ValueError for code that TensorFlow cannot trace or XLA cannot compile (if stacked)."""
         try:
             yield
         except tf.errors.OperatorNotAllowedInGraphError as error:
@@ -260,15 +267,15 @@ class Network:
             raise ValueError(compare.not_compiled(error)) from error
 
     def scaled(self, x: tf.Tensor) -> tf.Tensor:
-        """Inputs as the model takes them."""
+        """Returns inputs multiplied by `scale`, in the dtype of the model's input."""
         x = tf.cast(x, self.raw_dtype)
         scaled = x if self.scale == 1 else x * tf.constant(self.scale, self.raw_dtype)
         return tf.cast(scaled, self.facts.input_dtype)
 
     def each(self, function: Callable, *stacks: tf.Tensor) -> Any:
-        """What a function of one task's tensors gives for a stack of tasks: [stack, ...] each to the same."""
+        """Applies a function of one task's tensors to every task: tensors [stack, ...] to results [stack, ...]."""
         if self.stacked:
-            with compare.loops_noted():  # said once, when the network was made
+            with compare.loops_noted():  # the constructor has reported them
                 return tf.vectorized_map(lambda rows: function(*rows), stacks, fallback_to_while_loop=True)
         results = function(*(tf.squeeze(stack, 0) for stack in stacks))
         return tf.nest.map_structure(lambda result: result[tf.newaxis], results)

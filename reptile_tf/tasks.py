@@ -1,7 +1,7 @@
 """N-way K-shot tasks as index arrays, from a counter-based generator.
 
-Task i of meta-iteration t depends on the seed, t and i alone. So a run that is resumed, or shared out over machines,
-draws the same tasks as one that is not.
+Task i of meta-iteration t depends only on the seed, t and i. A run that is resumed, or divided among machines,
+therefore draws the same tasks as an uninterrupted run on one machine.
 """
 
 from typing import NamedTuple
@@ -12,20 +12,20 @@ from reptile_tf.data.image_classes import ImageClasses
 from reptile_tf.errors import UserError
 from reptile_tf.progress import log
 
-# Streams of random numbers, so that no two purposes share one.
+# Independent streams of random numbers, one for each purpose.
 TRAINING, MONITORING, EVALUATION = range(3)
 
 
 class Tasks(NamedTuple):
-    """Few-shot problems, each a pool of samples and the minibatches to be dealt from it.
+    """Few-shot tasks, each a pool of samples and the minibatches drawn from it.
 
     Attributes:
-      x: [task, sample, ...] inputs before scaling (uint8 images, say).
+      x: [task, sample, ...] inputs before scaling, for example uint8 images.
       y: [task, sample] targets; int32 labels for a classifier.
       minibatches: int32 [task, step, sample in minibatch], indices into the pool.
-      query: int32 [task, 1, sample in minibatch], the query minibatch of MAML, first-order or not: the last of the k,
-        which `minibatches` then lacks. Elsewhere () (no array).
-      seed: int32 [task, 2], what each task's random layers start from; () where the network has none.
+      query: int32 [task, 1, sample in minibatch], the query minibatch of MAML and first-order MAML. It is the last of
+        the k minibatches, which `minibatches` then excludes. () for other algorithms.
+      seed: int32 [task, 2], the seed of each task's random layers; () if the network has none.
     """
 
     x: np.ndarray
@@ -36,13 +36,13 @@ class Tasks(NamedTuple):
 
 
 class EvalTasks(NamedTuple):
-    """Few-shot problems with held-out queries.
+    """Few-shot tasks with a query set for evaluation.
 
     Attributes:
-      support: the pool that is adapted to and its minibatches.
-      query_x: [task, query, ...] inputs to classify.
-      query_y: int32 [task, query], their labels.
-      classes: int32 [task, way], the number of the class behind each label; () where there are none.
+      support: the support sets and their minibatches.
+      query_x: [task, query, ...] inputs of the query sets, before scaling.
+      query_y: int32 [task, query], labels of the query sets.
+      classes: int32 [task, way], the index of the class that each label stands for; () if there are no classes.
     """
 
     support: Tasks
@@ -52,22 +52,22 @@ class EvalTasks(NamedTuple):
 
 
 def generator(seed: int, stream: int, iteration: int, task: int) -> np.random.Generator:
-    """The random numbers of one task. `iteration` and `task` may be any non-negative integers below 2**64."""
+    """Returns the random number generator of one task. `iteration` and `task` are integers from 0 to 2**64 - 1."""
     return np.random.Generator(
         np.random.Philox(key=np.array([seed, stream], np.uint64), counter=[0, 0, task, iteration])
     )
 
 
 def seed_of(rng: np.random.Generator) -> np.ndarray:
-    """What the random layers of a task start from, int32 [2]: the last thing to be drawn for it."""
+    """Draws the seed of a task's random layers, int32 [2]. It is the last draw of a task."""
     return rng.integers(2**31 - 2, size=2, dtype=np.int32)
 
 
 def check_enough(classes: ImageClasses, way: int, images: int, purpose: str) -> np.ndarray:
-    """The numbers of the classes with fewer than `images` images, int [class], which cannot serve for `purpose`.
+    """Returns the indices, int [class], of the classes with fewer than `images` images, too few for `purpose`.
 
     Raises:
-      UserError: fewer than `way` classes are left without them.
+      UserError: fewer than `way` classes remain without them.
     """
     small = np.flatnonzero(classes.counts < images)
     left = len(classes) - len(small)
@@ -87,12 +87,12 @@ def check_enough(classes: ImageClasses, way: int, images: int, purpose: str) -> 
 
 
 def with_enough(classes: ImageClasses, way: int, images: int, purpose: str) -> ImageClasses:
-    """The classes that tasks of `way` classes with `images` images of each can be drawn from, for `purpose`.
+    """Returns the classes with at least `images` images, from which tasks for `purpose` can be drawn.
 
-    Classes with fewer images are left out; a log line counts them. Without such the result is `classes` itself.
+    A log line counts the classes left out. If there are none, the result is `classes` itself.
 
     Raises:
-      UserError: fewer than `way` classes are left.
+      UserError: fewer than `way` classes remain.
     """
     small = check_enough(classes, way, images, purpose)
     if not len(small):
@@ -108,24 +108,25 @@ def draw_images(classes: ImageClasses, way: int, shots: int, rng: np.random.Gene
     """Draws `way` classes and `shots` images of each, both without replacement.
 
     Returns:
-      int [way], the numbers of the classes drawn, the i-th of which has label i; and their images, [way, shots, ...].
+      int [way], the indices of the classes drawn, where the i-th class gets label i; and their images
+      [way, shots, ...].
     """
     chosen = rng.choice(len(classes), way, replace=False)
     return chosen, np.stack([classes.of_class(c, rng.choice(classes.counts[c], shots, replace=False)) for c in chosen])
 
 
 def deal_minibatches(samples: int, size: int, steps: int, replacement: bool, rng: np.random.Generator) -> np.ndarray:
-    """Minibatches of a pool, as the authors' code deals them.
+    """Draws minibatches from a pool as the original code does.
 
-    Without `replacement` the pool is shuffled and dealt out in order, and shuffled again when it runs out: a minibatch
-    can straddle two shuffles, and always has `size` samples. With it every minibatch is drawn by itself, and no sample
-    is in the same minibatch twice.
+    Without `replacement` the pool is shuffled and dealt out in order, and shuffled again when it runs out. Every
+    minibatch has `size` samples, and one that spans two shuffles may repeat a sample. With `replacement` the
+    minibatches are independent, and no minibatch repeats a sample.
 
     Returns:
       int32 [steps, size], indices below `samples`.
 
     Raises:
-      ValueError: with replacement, a minibatch larger than the pool.
+      ValueError: `replacement` is set and a minibatch is larger than the pool.
     """
     if replacement:
         if size > samples:
@@ -152,24 +153,24 @@ def training_tasks(
     first: int = 0,
     count: int,
 ) -> Tasks:
-    """Tasks `first` to `first + count - 1` of one meta-iteration.
+    """Draws tasks `first` to `first + count - 1` of one meta-iteration.
 
     Args:
-      classes: what to draw from.
-      way: classes of a task.
-      shots: images of each class.
-      batch: samples of a minibatch.
-      steps: minibatches of a task, k.
+      classes: classes to draw from; each needs at least `shots` samples.
+      way: number of classes in a task.
+      shots: number of samples of each class.
+      batch: number of samples in a minibatch.
+      steps: number of minibatches in a task, k.
       replacement: see `deal_minibatches`.
-      query: keep the last minibatch apart as the query minibatch, for MAML and its first-order form.
-      query_shots: with `query`, set so many images of each class aside, and let all of them be the query minibatch.
-      seed: of the run.
-      iteration: counts meta-iterations from 0.
-      first: number of the first task.
-      count: how many: the meta-batch, or a worker's share of it.
+      query: use the last minibatch as the query minibatch, for MAML and first-order MAML.
+      query_shots: if not 0, set this many samples of each class aside, and use all of them as the query minibatch.
+      seed: seed of the run.
+      iteration: index of the meta-iteration, from 0.
+      first: index of the first task.
+      count: number of tasks: the meta-batch, or a worker's share of it.
 
     Returns:
-      Tasks with uint8 [count, way * shots, height, width, channel] images.
+      Tasks with samples [count, way * shots, ...], uint8 [..., height, width, channel] for images.
     """
     query = query or bool(query_shots)
     images, minibatches, queries, seeds = [], [], [], []
@@ -205,23 +206,23 @@ def evaluation_tasks(
     first: int = 0,
     count: int,
 ) -> EvalTasks:
-    """Tasks `first` to `first + count - 1` of an evaluation: `shots` images of each class to adapt to, one to classify.
+    """Draws evaluation tasks `first` to `first + count - 1`, with `shots` support samples and one query per class.
 
     Args:
-      classes: what to draw from; each class needs `shots` + 1 images.
-      way: classes of a task.
-      shots: support images of each class.
-      batch: samples of a minibatch of the adaptation.
-      steps: minibatches of the adaptation.
+      classes: classes to draw from; each needs at least `shots` + 1 samples.
+      way: number of classes in a task.
+      shots: number of support samples of each class.
+      batch: number of samples in a minibatch of the adaptation.
+      steps: number of minibatches of the adaptation.
       replacement: see `deal_minibatches`.
-      seed: of the run.
-      stream: EVALUATION or MONITORING.
-      iteration: the meta-iteration, when monitoring.
-      first: number of the first task.
-      count: how many.
+      seed: seed of the run.
+      stream: EVALUATION, or MONITORING for validation during training.
+      iteration: number of finished meta-iterations, for MONITORING.
+      first: index of the first task.
+      count: number of tasks.
 
     Returns:
-      EvalTasks with uint8 [count, way * shots, …] support and [count, way, …] query images.
+      EvalTasks with support samples [count, way * shots, ...] and queries [count, way, ...], uint8 for images.
     """
     support, query, minibatches, seeds, of = [], [], [], [], []
     for task in range(first, first + count):
@@ -239,5 +240,5 @@ def evaluation_tasks(
 
 
 def _pool(images: np.ndarray) -> np.ndarray:
-    """[way, shots, ...] to [sample, ...], class after class."""
+    """Reshapes [way, shots, ...] to [sample, ...], class after class."""
     return images.reshape(-1, *images.shape[2:])

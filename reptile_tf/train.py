@@ -1,4 +1,4 @@
-"""The training loop: schedule, validation, checkpoints, resume."""
+"""The training loop: learning rate schedule, validation, checkpoints and resuming."""
 
 import contextlib
 import functools
@@ -26,17 +26,17 @@ from reptile_tf.settings import Settings
 from reptile_tf.state import NotFiniteError
 from reptile_tf.tasks import Tasks
 
-# The running accuracy is that of so many tasks of the latest validations.
+# The running accuracy is the mean over this number of the latest validation tasks.
 RUNNING_TASKS = 100
 _NOT_FINITE = "numbers are not finite at meta-iteration"
 
 
 class Interrupted(Exception):
-    """A signal ended training; what was done is in the folder, if there is one, and in the model.
+    """Raised when a signal has ended training. The folder, if there is one, and the model hold the progress so far.
 
     Attributes:
-      signal: its number.
-      done: the meta-iterations done.
+      signal: number of the signal.
+      done: number of finished meta-iterations.
     """
 
     def __init__(self, signal: int, done: int):
@@ -45,10 +45,10 @@ class Interrupted(Exception):
         self.done = done
 
 
-# Tasks `first` to `first + count - 1` of a meta-iteration, called as sampler(iteration=…, first=…, count=…). The same
-# numbers give the same tasks, so that a run can be resumed, or shared out over workers.
+# Called as sampler(iteration=…, first=…, count=…), returns tasks `first` to `first + count - 1` of a meta-iteration. It
+# must be a pure function of these numbers, so that a run can be resumed, or divided among workers.
 Sampler = Callable[..., Tasks]
-# What is told while training: the meta-iterations done, results by name, and the learner.
+# Called with the number of finished meta-iterations, the results by name, and the learner.
 Callback = Callable[[int, dict[str, float], MetaLearner], None]
 
 
@@ -64,29 +64,30 @@ def meta_train(
     loss: Loss = cross_entropy,
     callback: Callback | None = None,
 ) -> MetaLearner:
-    """Meta-trains a classifier, or anything else that learns from the tasks of a sampler.
+    """Meta-trains a model on tasks drawn from classes, or on the tasks of a sampler (paper, algorithms 1 and 2).
 
     Args:
-      model: a built Keras model, which receives the result. For image classes it maps images to one logit per way.
-      classes: what training tasks are drawn from; those with too few images are left out. Or a `Sampler` of tasks of
-        any kind, which then decides on the ways, shots and minibatches in place of the settings.
+      model: a built Keras model, which receives the learned weights. With image classes, it maps a batch of images to
+        one logit per way.
+      classes: classes from which training tasks are drawn; those with too few images are left out. Or a `Sampler` of
+        tasks of any kind, which then determines ways, shots and minibatches instead of the settings.
       settings: the paper's hyperparameters.
-      held_out: classes to validate on; without them there is no learning curve.
-      folder: where checkpoints go and come from; without it nothing is written. Only the chief of a cluster uses it.
-        It is locked meanwhile, and refused if it holds a run with other settings, classes or loss.
+      held_out: classes for validation; without them there is no learning curve.
+      folder: folder for checkpoints, from which an interrupted run resumes; without it nothing is written. Only the
+        chief of a cluster uses it. It is locked during training.
       stacked: see `MetaLearner`.
       cluster: the workers that train together, from `cluster.join`.
       loss: see `MetaLearner`; the folder records its name.
-      callback: is called after every `eval_interval` meta-iterations and at the end, on every worker, with
-        "meta_gradient_norm" and, if there are held-out classes, "accuracy" and "running_accuracy".
+      callback: called on every worker after every `eval_interval` meta-iterations and at the end. Its results are
+        "meta_gradient_norm" and, with held-out classes, "accuracy" and "running_accuracy" (from 0 to 1).
 
     Returns:
-      The learner, to be evaluated; its model is the one given.
+      The trained learner, whose `model` is the model passed in.
 
     Raises:
-      UserError: too few classes or images; a model for other images or ways; a folder of another run, or one that
-        cannot be used; a loss that is not finite; another worker is gone.
-      Interrupted: SIGINT or SIGTERM, here or on another worker; what was done is in the folder and the model.
+      UserError: there are too few classes or images; the model does not fit the images or ways; the folder cannot be
+        used, or holds a run with other settings, classes or loss; a value is not finite; another worker has stopped.
+      Interrupted: SIGINT or SIGTERM arrived, here or on another worker. The folder and the model hold the progress.
     """
     given = classes if isinstance(classes, ImageClasses) else None
     learner = make_learner(model, settings, 1.0 if given is None else given.scale, stacked, cluster, loss)
@@ -132,7 +133,7 @@ def meta_train(
 
 
 def _validation(learner: MetaLearner, classes: ImageClasses, settings: Settings) -> Callable[[int], np.ndarray]:
-    """The accuracy on each task of the validation after so many meta-iterations, float64 [task]."""
+    """Returns a function from the number of finished meta-iterations to each validation task's accuracy, [task]."""
     evaluator = Evaluator(learner, at_most=-(-settings.eval_tasks // learner.cluster.count))
 
     def validate(iteration: int) -> np.ndarray:
@@ -176,7 +177,7 @@ def _train(
         return sampler(iteration=iteration, first=first, count=max(count, 1))
 
     every = settings.eval_interval if validate or callback else settings.meta_iters
-    alone = [1] if cluster.count > 1 else []  # the exchange is between compiled calls
+    alone = [1] if cluster.count > 1 else []  # workers can only exchange between compiled calls
     note = ""
     with (
         _signals(cluster) as caught,
@@ -185,7 +186,7 @@ def _train(
         Progress("meta-iteration", settings.meta_iters, done) as progress,
     ):
         while done < settings.meta_iters and not cluster.stopping:
-            # A call ends where there is something to do.
+            # Each call ends at the next validation or checkpoint.
             ends = (settings.meta_iters - done, *(n - done % n for n in (every, settings.save_interval)))
             batches = fed.take(min(ends))
             rates = [settings.schedule(done + i) for i in range(len(batches))]
@@ -214,12 +215,12 @@ def _train(
             progress.advance(len(batches), note)
         if done % settings.save_interval:
             save()
-    if stopping := cluster.stopping or next(iter(caught), 0):  # one may have come after the last exchange
+    if stopping := cluster.stopping or next(iter(caught), 0):  # a signal may have come after the last exchange
         raise Interrupted(stopping, done)
 
 
 def _diverged(error: NotFiniteError, done: int, folder: RunFolder | None) -> str:
-    # Not the state at hand: it is finite, but may have run away already.
+    # The current state is not saved: it is finite, but may already have diverged.
     kept = [i for i in folder.iterations() if i <= done] if folder is not None else []
     last = (
         f"the last good checkpoint, of meta-iteration {kept[-1]}, is kept in {folder.path}"
@@ -231,8 +232,8 @@ def _diverged(error: NotFiniteError, done: int, folder: RunFolder | None) -> str
 
 @contextlib.contextmanager
 def _signals(cluster: Cluster) -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them, so that the meta-iteration at hand can end."""
-    if threading.current_thread() is not threading.main_thread():  # where signals are not ours to take
+    """Collects SIGINT and SIGTERM, so that the current meta-iteration can end before the program does."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
         yield cluster.caught
         return
     caught = cluster.caught = []
@@ -240,6 +241,6 @@ def _signals(cluster: Cluster) -> Iterator[list[int]]:
     try:
         yield caught
     finally:
-        cluster.caught = []  # another training with the same workers is not to end
+        cluster.caught = []  # must not stop a later training with the same cluster
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -212,7 +212,7 @@ def test_an_evaluation_with_more_classes_answers_as_adapt_does(small_model, glyp
 def test_a_network_without_a_dense_end_takes_no_more_classes():
     model = keras.Sequential([L.Input((8, 8, 2)), L.Conv2D(3, 3), L.GlobalAveragePooling2D()])
     one = learner(model)
-    with pytest.raises(ValueError, match="only a network whose last layer is a Dense one that is trained"):
+    with pytest.raises(ValueError, match="only a network whose last layer is a trainable Dense layer"):
         one.adapt(X, Y)
     few = one.adapt(X[:4], Y[:4], steps=3)  # fewer are fine
     assert few.model().output_shape == (None, 3)

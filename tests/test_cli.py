@@ -238,7 +238,7 @@ def test_the_results_name_the_way_that_was_asked_for_first(rehearse, flag, expec
         (["--inner-iter=3"], 2, "Unknown command line flag 'inner_iter'"),
         (["--inner-iters=0"], 2, "--inner-iters must be at least 1"),
         (["--preset=nosuch"], 2, "unknown preset 'nosuch'"),
-        (["--replacement", "--inner-batch=1000"], 2, "cannot be larger than the task"),
+        (["--replacement", "--inner-batch=1000"], 2, "cannot be larger than a task"),
         ([], 1, "no Omniglot at data/omniglot; run: bash fetch_data.sh omniglot"),
         (["--source=glyphs", "--classes=2000"], 1, "2000 ways need 2000 classes"),
         (["--source=glyphs", "--shots=20"], 1, "with the 21 images that evaluation (train) needs"),

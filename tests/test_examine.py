@@ -289,7 +289,7 @@ def test_an_embedding_with_an_optimizer_that_treats_its_gradient_token_by_token_
 
 def test_a_loss_of_many_numbers_is_refused(small_model, glyphs):
     one = learner(small_model(), loss=keras.losses.sparse_categorical_crossentropy)
-    with pytest.raises(ValueError, match="the loss must be a scalar, not .*: sum it up over the minibatch"):
+    with pytest.raises(ValueError, match="the loss must be a scalar, not .*: sum it over the minibatch"):
         one.adapt(glyphs.images[:4], np.zeros(4), steps=1)
 
 
@@ -315,7 +315,7 @@ def test_examining_leaves_no_trace(small_model):
 def test_what_runs_task_after_task_is_said_in_one_line(capsys):
     Network(seq(L.Conv2D(2, 3, dilation_rate=2, name="dilated"), L.Conv2D(2, 1, name="plain")), stacked=True)
     said = capsys.readouterr()
-    assert said.out == "stacked: these run one task after another, since they have no vectorized form: dilated\n"
+    assert said.out == "stacked: these run one task after another, because they have no vectorized form: dilated\n"
     Network(seq(L.Conv2D(2, 1)), stacked=True)
     assert not capsys.readouterr().out
 
@@ -358,7 +358,7 @@ X = np.ones((4, 6, 6, 2))
         (X, [0, 1, 2, np.inf], "must be names or whole numbers: inf is neither"),
         (X, [0, 1, 2, b"a"], "must be names or whole numbers, not"),
         (X, [0, 1, 2, None], "must be names or whole numbers, not object"),
-        (X, [7, 7, 7, 7], "all labels are 7: give examples of two classes or more"),
+        (X, [7, 7, 7, 7], "all labels are 7: give examples of at least two classes"),
         (X, np.eye(3)[[0, 1, 2, 0]], r"not one-hot rows: give labels.argmax\(-1\)"),
         (X, np.zeros((4, 2), int), r"4 inputs need as many labels, not \[4, 2\]"),
         (np.ones((4, 7, 6, 2)), [0, 1, 2, 0], r"not take inputs of \(7, 6, 2\): it is made for \(6, 6, 2\)"),

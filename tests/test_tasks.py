@@ -1,4 +1,4 @@
-"""Sampling: what the authors' code draws and deals, from a generator that can start anywhere."""
+"""Sampling: what the original code draws and deals, from a generator that can start anywhere."""
 
 import dataclasses
 
