@@ -42,7 +42,6 @@ test-all: $(FIRST)
 	$(PYTEST) -m slow
 
 # The quick tests, and which lines of the package they run.
-coverage: export PYTHONPATH := $(CURDIR)/tests
 coverage: $(VENV)/installed
 	$(BIN)/coverage erase
 	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(PYTEST) -q -m "not slow"
