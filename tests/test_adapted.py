@@ -179,7 +179,7 @@ def test_with_fewer_classes_all_outputs_are_adapted():
     assert (biases[0] != biases[1]).all()
 
 
-def test_more_outputs_are_the_trained_ones_mirrored_at_their_mean():
+def test_more_outputs_are_the_trained_ones_mirrored_at_their_mean_and_then_waves():
     """As in the browser demo: forWays in demo/src/learner.js."""
     model = keras.Sequential([L.Input((2,)), L.Dense(3)])
     model.set_weights([np.array([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]]), np.array([0.0, 3.0, 6.0])])
@@ -187,15 +187,27 @@ def test_more_outputs_are_the_trained_ones_mirrored_at_their_mean():
     one.inner_state[2].assign(np.arange(9.0))
     wider = heads.with_outputs(one, 7)
     kernel, bias = wider.model.get_weights()
-    np.testing.assert_allclose(kernel, [[1, 2, 6, 5, 4, 0, 7], [0, 0, 3, 2, 2, -1, 3]])
-    np.testing.assert_allclose(bias, [0, 3, 6, 6, 3, 0, 9])
+    wave = np.cos(np.radians(137.50776405) * np.arange(1, 3))
+    wave *= np.sqrt(np.mean([4, 1, 9, 1, 1, 4]) / np.mean(wave**2))
+    np.testing.assert_allclose(kernel[:, :6], [[1, 2, 6, 5, 4, 0], [0, 0, 3, 2, 2, -1]])
+    np.testing.assert_allclose(kernel[:, 6], [3 + wave[0], 1 + wave[1]], rtol=1e-6)
+    np.testing.assert_allclose(bias, [0, 3, 6, 6, 3, 0, 3])
     np.testing.assert_array_equal(wider.network.flatten([kernel, bias]), wider.phi)
     moments = [m.numpy() for m in wider.network.unflatten(wider.inner_state[2])]
     np.testing.assert_allclose(moments[0], [[0, 1, 2, 1, 1, 1, 1], [3, 4, 5, 4, 4, 4, 4]])
     np.testing.assert_allclose(moments[1], [6, 7, 8, 7, 7, 7, 7])
     assert heads.with_outputs(one, 3) is one
-    two = heads.resized(keras.Sequential([L.Input((2,)), L.Dense(2, use_bias=False)]), 4).get_weights()[0]
-    np.testing.assert_allclose(two[:, 2:], two[:, :1] + two[:, 1:2] - two[:, :2] + (two[:, 1::-1] - two[:, :2]) / 2)
+
+
+def test_no_two_of_fifty_outputs_are_alike():
+    for trained in (2, 5):
+        model = keras.Sequential([L.Input((64,)), L.Dense(trained, use_bias=False)])
+        kernel = heads.resized(model, 50).get_weights()[0]
+        away = kernel - model.get_weights()[0].mean(-1, keepdims=True)
+        away /= np.linalg.norm(away, axis=0)
+        alike = away[:, trained:].T @ away
+        alike[np.arange(50 - trained), np.arange(trained, 50)] = 0
+        assert alike.max() < 0.6
 
 
 def test_an_evaluation_with_more_classes_answers_as_adapt_does(small_model, glyphs):

@@ -39,7 +39,7 @@ export class Learner {
     this.moments = this.weights.map((values) => new Float32Array(values.length));
     this.count = 0;
     if (trained && this.optimizer.name === 'adam') {
-      const byName = new Map(artifact.moments.map((moment) => [moment.name, forWays(moment, artifact, ways, 0)]));
+      const byName = new Map(artifact.moments.map((moment) => [moment.name, forWays(moment, artifact, ways, true)]));
       this.moments = this.names.map((name) => byName.get(name).values.slice());
       this.count = this.optimizer.step;
     }
@@ -118,26 +118,40 @@ export class Learner {
 }
 
 /**
- * A weight, or the moments of one, for another number of classes than was trained: the last layer gets as many columns.
+ * Resizes the last layer's weights, or their moments, for another number of classes than the network was trained for.
  *
- * In training, a task's classes are numbered at random, so any trained column serves any class, and fewer classes take
- * the first ones. A further column has to differ from the others, or classes would move together, and to lie where the
- * layers below were trained to look: it is a trained column mirrored at the mean of all of them, and further out the more
- * columns there are. (Of two, one is the other's mirror image, so that it begins further out.) Its moments are the mean.
+ * The same as reptile_tf/heads.py, which says why: the first new columns are the trained ones mirrored at their mean
+ * (unless there are only two), the others lie as far from it in nearly orthogonal directions. Moments are the mean.
  */
-function forWays({ name, shape, values }, artifact, ways, mirrored = 1) {
+function forWays({ name, shape, values }, artifact, ways, moments = false) {
   const head = artifact.topology.model_config.config.layers.at(-1).config.name;
   const trained = artifact.ways;
   if (ways === trained || !name.startsWith(`${head}/`)) return { name, shape, values };
-  const widened = Float32Array.from({ length: (values.length / trained) * ways }, (_, i) => {
-    const column = i % ways;
-    const row = values.subarray(Math.floor(i / ways) * trained).subarray(0, trained);
-    if (column < trained) return row[column];
-    const mean = row.reduce((a, b) => a + b) / trained;
-    const far = Math.floor(column / trained) * (trained === 2 ? 2 : 1);
-    return mean - mirrored * far * (row[column % trained] - mean);
-  });
+  const features = values.length / trained;
+  const isKernel = shape.length === 2;
+  const means = Array.from({ length: features }, (_, row) =>
+    average(values.subarray(row * trained, (row + 1) * trained)),
+  );
+  const variance = average(values.map((value, i) => (value - means[Math.floor(i / trained)]) ** 2));
+  const mirrored = trained > 2 && !moments ? trained : 0;
+  const widened = new Float32Array(features * ways);
+  for (let column = 0; column < ways; column++) {
+    const wave = column - trained - mirrored + 1;
+    const direction = means.map((_, row) => Math.cos(Math.PI * (3 - Math.sqrt(5)) * (row + 1) * wave));
+    const scale = isKernel && !moments ? Math.sqrt(variance / average(direction.map((value) => value ** 2))) : 0;
+    means.forEach((mean, row) => {
+      const at = row * trained + column;
+      let value = mean + scale * direction[row];
+      if (column < trained) value = values[at];
+      else if (column < trained + mirrored) value = 2 * mean - values[at - trained];
+      widened[row * ways + column] = value;
+    });
+  }
   return { name, shape: [...shape.slice(0, -1), ways], values: widened };
+}
+
+function average(values) {
+  return values.reduce((a, b) => a + b, 0) / values.length;
 }
 
 function specOf({ name, shape }) {

@@ -77,8 +77,9 @@ test('an adaptation comes back to every step', async () => {
 });
 
 test('any number of classes is learned', async () => {
-  const images = [...reference.support, reference.query, reference.support[0].slice().reverse()];
-  for (const ways of [2, 4, 5].filter((ways) => ways !== artifact.ways)) {
+  const backwards = reference.support.map((image) => image.slice().reverse());
+  const images = [...reference.support, reference.query, ...backwards];
+  for (const ways of [2, 4, 5, 7].filter((ways) => ways !== artifact.ways)) {
     const learner = await core.Learner.create(artifact, ways);
     const support = images.slice(0, ways);
     const columns = learner.weights[learner.names.indexOf('logits/kernel')];
