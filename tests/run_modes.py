@@ -11,7 +11,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 
-from reptile_tf import device, models, tasks
+from reptile_tf import device, tasks
 from reptile_tf.data import ImageClasses
 from reptile_tf.evaluate import Evaluator
 from reptile_tf.meta import MetaLearner
@@ -33,6 +33,21 @@ ROWS = [
 ]
 
 
+def small(network):
+    """A network of the kind of `reptile_tf.models`, of two blocks: XLA compiles it in a third of the time."""
+    pools, layers = network == "miniimagenet", keras.layers
+    model = keras.Sequential([layers.Input((12, 12, 3) if pools else (9, 9, 1))])
+    for _ in range(2):
+        model.add(layers.Conv2D(2, 3, strides=1 if pools else 2, padding="same"))
+        model.add(layers.BatchNormalization())
+        if pools:
+            model.add(layers.MaxPooling2D(2, 2, padding="same"))
+        model.add(layers.ReLU())
+    model.add(layers.Flatten())
+    model.add(layers.Dense(WAY))
+    return model
+
+
 def photographs(shape):
     rng = np.random.default_rng(0)
     return ImageClasses.from_groups({str(i): rng.integers(0, 256, (4, *shape), np.uint8) for i in range(4)}, 1 / 255)
@@ -41,7 +56,7 @@ def photographs(shape):
 def results(network, gradient, inner, outer, sequential, stacked):
     """Phi after two meta-iterations in one call, and the logits of two tasks that Reptile adapts to."""
     keras.utils.set_random_seed(0)
-    model = getattr(models, network)(WAY, filters=2)
+    model = small(network)
     classes = photographs(model.input_shape[1:])
     learner = MetaLearner(
         model, inner(1e-2), outer(), meta_gradient=gradient, meta_batch=TASKS, sequential=sequential, stacked=stacked,
