@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import pathlib
-import platform
 import re
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from collections.abc import Iterator
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
+import provenance
 from PIL import Image, ImageFilter
 
 import reptile_tf as rt
@@ -203,23 +203,6 @@ def _as_a_user(folder: pathlib.Path) -> dict:
     }
 
 
-def processor() -> str:
-    """The processor's name, where Linux says it."""
-    info = pathlib.Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0].partition(": ")[2] if names else platform.processor()
-
-
-def commit() -> str:
-    """The git commit of this checkout, with "+" if its code was changed since."""
-
-    def git(*arguments):
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py")
-    return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
-
-
 def rows(known: dict) -> str:
     """The tables' rows, in the order in which docs/classify.md has them."""
 
@@ -261,8 +244,8 @@ def main():
         return
     run, count = parts[arguments.part]
     count = arguments.tasks or count
-    began, code = time.monotonic(), commit()
-    device.configure(Settings().meta_batch)
+    began, code = time.monotonic(), provenance.commit()
+    device.configure(device.cores())
     learner = rt.load(WEIGHTS)
     classes = rt.data.omniglot.load_raw(arguments.omniglot)
     unseen = set(rt.RunFolder(WEIGHTS).config()["split"]["test"])
@@ -273,7 +256,7 @@ def main():
             "commit": code,
             "seed": 0,
             "seconds": round(time.monotonic() - began),
-            "machine": f"{processor()}, {device.cores()} cores",
+            "machine": f"{provenance.processor()}, {device.cores()} cores",
         }
         known = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
         known |= {arguments.part: entry}

@@ -21,7 +21,6 @@ import itertools
 import json
 import os
 import pathlib
-import platform
 import statistics
 import sys
 import time
@@ -36,6 +35,7 @@ if any(problems.find(name).onednn and name in " ".join(sys.argv) for name in pro
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import numpy as np
+import provenance
 import tensorflow as tf
 import torch
 from torch import nn
@@ -228,13 +228,6 @@ def summary(rates: dict[str, list[float]], ours: str = "ours") -> dict[str, obje
     }
 
 
-def processor() -> str:
-    """The processor's name, where Linux says it."""
-    info = pathlib.Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0].partition(": ")[2] if names else platform.processor()
-
-
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -278,7 +271,7 @@ def main() -> None:
     def make(setup: Setup) -> TorchReptile:
         return TorchReptile(network(settings.classes), settings, classes.scale, setup, "cuda" if gpu else "cpu")
 
-    print(f"{args.preset}; ours: {line}; PyTorch {torch.__version__}; {processor()}", flush=True)
+    print(f"{args.preset}; ours: {line}; PyTorch {torch.__version__}; {provenance.processor()}", flush=True)
     kinds = args.against.split(",") if args.against else ["eager", "compiled", *(["graphs"] if gpu else [])]
     rivals = [fastest(kind, make, training, min(2.0, args.seconds), gpu) for kind in kinds]
     ours = Ours(learner, classes, settings)
@@ -303,7 +296,7 @@ def main() -> None:
         "preset": args.preset,
         "transductive": args.transductive,
         "rounds": args.rounds,
-        "machine": {"processor": processor(), "cores": device.cores()} | record,
+        "machine": {"processor": provenance.processor(), "cores": device.cores()} | record,
         "versions": {"tensorflow": tf.__version__, "torch": torch.__version__},
     }
     for what, each in rates.items():

@@ -88,7 +88,7 @@ class RunFolder:
         Raises:
           UserError: it is another run's, holds something else, cannot be written to, or another process has it.
         """
-        self._check(config)  # before there is anything in it
+        config = self._checked(config)  # before there is anything in it
         before = self._config_bytes()
         try:
             lock = open(self.path / LOCK, "a+")  # noqa: SIM115  (the body's errors are not this file's)
@@ -106,7 +106,7 @@ class RunFolder:
             except OSError as error:
                 raise UserError(f"cannot lock {lock.name}: {error.strerror}; choose another --checkpoint") from error
             if self._config_bytes() != before:  # another process has claimed it meanwhile
-                self._check(config)
+                config = self._checked(config)
             lock.truncate(0)
             print(f"process {os.getpid()} on {os.uname().nodename}", file=lock, flush=True)
             for path in filter(files.is_leftover, self.path.iterdir()):
@@ -124,14 +124,23 @@ class RunFolder:
     def _config_bytes(self) -> bytes:
         return self._config_path.read_bytes() if self._config_path.exists() else b""
 
-    def _check(self, config: dict[str, Any]) -> None:
-        """Raises UserError if the folder is another run's, or not to be used for one."""
-        differences = configuration.differences(self.config(), config) if self._is_a_runs() else []
-        if differences:
+    def _checked(self, config: dict[str, Any]) -> dict[str, Any]:
+        """A run's configuration, or, where the folder has begun the run, with oneDNN as it began.
+
+        Raises:
+          UserError: the folder is another run's, or not to be used for one.
+        """
+        if not self._is_a_runs():
+            return config
+        theirs = self.config()
+        if differences := configuration.differences(theirs, config):
             raise UserError(
                 f"{self.path} holds a run with other settings: {'; '.join(differences)}. "
                 "Choose another --checkpoint, or the same settings to resume it"
             )
+        if onednn := config.get("onednn"):
+            return config | {"onednn": configuration.begun_with(theirs, onednn)}
+        return config
 
     def _is_a_runs(self) -> bool:
         """Whether the folder, made if it does not exist, holds a run already; raises UserError as `claimed`."""

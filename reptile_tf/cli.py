@@ -1,6 +1,8 @@
 """From a command line to an exit code. TensorFlow is imported only once the flags are right."""
 
+import contextlib
 import os
+import pathlib
 import sys
 
 from reptile_tf import backend, flags, launch
@@ -28,8 +30,7 @@ def main(argv: list[str], doc: str, problem: Problem) -> int:
     except flags.FlagsError as error:
         print(f"{program}: {error.on_command_line} (see --help)", file=sys.stderr)
         return 2
-    if problem.onednn:
-        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", _onednn(settings.checkpoint, problem))
     launch.end_with_launcher()
     try:
         backend.check()
@@ -56,3 +57,14 @@ def main(argv: list[str], doc: str, problem: Problem) -> int:
         log.info(f"stopped; the same command resumes from {settings.checkpoint}'s newest checkpoint, if there is one")
         return 130
     return 0
+
+
+def _onednn(folder: str, problem: Problem) -> str:
+    """TF_ENABLE_ONEDNN_OPTS, which TensorFlow reads when it is imported: the run's in the folder, or the problem's."""
+    from reptile_tf import files
+
+    with contextlib.suppress(OSError, ValueError):  # there is none, or it is damaged
+        recorded = files.unsealed(pathlib.Path(folder, "config.json").read_text(encoding="utf-8"))
+        if recorded.get("problem") == problem.name and "onednn" in recorded:  # earlier versions do not say it
+            return recorded["onednn"]
+    return str(int(problem.onednn))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from reptile_tf import files, origin, problems
 from reptile_tf.errors import UserError
 from reptile_tf.origin import Origin
+from reptile_tf.progress import log
 from reptile_tf.settings import ALIASES, Settings, SettingsError, flag, renamed
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def of_run(
       split: sets of classes by name.
       loss: None: the default.
     """
+    from reptile_tf import device
+
     kept = {name: getattr(settings, name) for name in EVALUATION}
     lacking = problem.lacks if problem else ()
     preparation: dict[str, Any] = {"scale": 1.0}
@@ -55,6 +58,7 @@ def of_run(
         "loss": _name_of(loss),
         "pixels": origin.pixels(images),
         **_network(model),
+        "onednn": device.onednn(),
         "split": {part: list(classes.names) for part, classes in split.items()},
     }
 
@@ -117,6 +121,17 @@ def todays_settings(recorded: dict[str, Any]) -> dict[str, Any]:
         return recorded
     algorithm = "partial-sum" if recorded.get("gradients") else "reptile"
     return {"algorithm": algorithm, "inner_optimizer": "adam", "sequential": False} | renamed(recorded)
+
+
+def begun_with(theirs: dict[str, Any], onednn: str) -> str:
+    """What a run began with of oneDNN, "1" or "0", or `onednn` if it does not say; a log line says if they differ."""
+    began = theirs.get("onednn", onednn)
+    if began != onednn:
+        log.warning(
+            f"this run began with TF_ENABLE_ONEDNN_OPTS={began}, and {onednn} is set now: the last bits of its results "
+            "will differ"
+        )
+    return began
 
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:

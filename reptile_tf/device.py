@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 from tensorflow.python.client import device_lib
+from tensorflow.python.util import _pywrap_util_port
 
 from reptile_tf.errors import UserError
 from reptile_tf.progress import log
@@ -40,6 +41,11 @@ def cores() -> int:
     except (OSError, ValueError):  # there is none
         return mine
     return max(1, min(mine, math.ceil(quota / period)))
+
+
+def onednn() -> str:
+    """Whether TensorFlow uses oneDNN's operations, "1" or "0", whoever decided that: it changes the last bits."""
+    return str(int(_pywrap_util_port.IsMklEnabled()))
 
 
 def gpu_memory() -> int:
@@ -90,11 +96,13 @@ def configure(tasks_side_by_side: int, device: str = "auto", mode: str = "auto",
         "mode": "stacked" if stacked else "branches",
         "precision": "TF32" if gpus and tf32 else "float32",
         "deterministic operations": True,
+        "onednn": onednn(),
     }
     how = "stacked in one XLA program" if stacked else "branches of one graph"
-    onednn = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "TensorFlow's choice")
     threads = f"threads: {cores()} between ops, {within} within an op"
-    line = f"device: {name}; mode: {how}; precision: {record['precision']}; {threads}; TF_ENABLE_ONEDNN_OPTS: {onednn}"
+    line = (
+        f"device: {name}; mode: {how}; precision: {record['precision']}; {threads}; TF_ENABLE_ONEDNN_OPTS: {onednn()}"
+    )
     return Placement(stacked, record, line)
 
 

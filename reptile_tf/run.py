@@ -114,6 +114,7 @@ def _prepare(settings: Settings, chosen: frozenset[str], problem: Problem) -> Pr
         config = json.loads(workers.text_from_chief(lambda: json.dumps(folder.config())))
         settings = _of_network_in(folder, config, settings, chosen, problem)
         ways = config["settings"].get("classes", settings.classes)
+        configuration.begun_with(config, device.onednn())
     log.info(placement.line)
     images, name = problem.load(settings)
     log.info(f"{name}: {len(images):,} classes, {images.counts.sum():,} images")

@@ -106,6 +106,7 @@ def shown():
 def main(monkeypatch, capsys, tmp_path):
     """Runs the script's main function in an empty folder: (exit code, the error line)."""
     monkeypatch.setattr(device, "configure", lambda *_: device.Placement(False, {}, "device: as the tests have it"))
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", device.onednn())  # by which this process has imported TensorFlow
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments):

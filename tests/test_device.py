@@ -54,7 +54,9 @@ def test_operations_are_deterministic_and_the_cores_are_shared(told, mode, tasks
         "mode": "stacked" if stacked else "branches",
         "precision": "float32",
         "deterministic operations": True,
+        "onednn": device.onednn(),
     }
+    assert f"TF_ENABLE_ONEDNN_OPTS: {device.onednn()}" in line
 
 
 @pytest.mark.parametrize("tf32", [False, True])

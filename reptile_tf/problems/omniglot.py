@@ -32,6 +32,7 @@ class Omniglot(Problem):
     presets: ClassVar = {f"omniglot-{shots}shot-{way}way": _preset(way, shots) for way in (5, 20) for shots in (1, 5)}
     defaults: ClassVar = {"rotations": True}  # paper, section 6.1
     lacks = ("size", "channels", "skip_bad_images")
+    onednn = True
 
     def network(self, settings: Settings) -> "keras.Model":
         """The paper's, by the settings' ways and filters."""

@@ -1,0 +1,32 @@
+"""Where the figures of a benchmark come from, to be recorded beside them."""
+
+import datetime
+import pathlib
+import platform
+import subprocess
+
+
+def processor() -> str:
+    """The processor's name, where Linux says it."""
+    info = pathlib.Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0].partition(": ")[2] if names else platform.processor()
+
+
+def commit() -> str:
+    """The git commit of this checkout, with "+" if its code was changed since."""
+    root = pathlib.Path(__file__).parent.parent
+
+    def git(*arguments):
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py")
+    return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
+
+
+def of_now() -> dict[str, str]:
+    """The commit, today's date and the machine, for a JSON file of results."""
+    from reptile_tf import device
+
+    machine = f"{processor()}, {device.cores()} cores"
+    return {"commit": commit(), "date": datetime.date.today().isoformat(), "machine": machine}
