@@ -53,7 +53,6 @@ def made_up(folder: pathlib.Path, count: int):
 
 def worker(count: int, folder: pathlib.Path) -> None:
     """One process: prepares, then answers each line on its input, a number of meta-iterations, with a line of JSON."""
-    backend.import_quietly()
     from reptile_tf import device, learners, tasks
     from reptile_tf.problems.omniglot import PROBLEM
     from reptile_tf.settings import Settings
@@ -141,6 +140,7 @@ def main() -> None:
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    backend.import_quietly()
     if arguments.worker:
         worker(arguments.worker, arguments.folder)
         return
@@ -148,7 +148,7 @@ def main() -> None:
         load = os.getloadavg()[0]
         rows = measured(arguments.classes, arguments.meta_iters, arguments.rounds, pathlib.Path(folder))
     result: dict[str, Any] = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python benchmarks/classes.py", *sys.argv[1:]]),
         **provenance.of_now(),
         "load average before": round(load, 2),
         "images of a class": IMAGES,

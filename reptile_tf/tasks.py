@@ -4,6 +4,8 @@ Task i of meta-iteration t depends only on the seed, t and i. A run that is resu
 therefore draws the same tasks as an uninterrupted run on one machine.
 """
 
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -111,8 +113,38 @@ def draw_images(classes: ImageClasses, way: int, shots: int, rng: np.random.Gene
       int [way], the indices of the classes drawn, where the i-th class gets label i; and their images
       [way, shots, ...].
     """
-    chosen = rng.choice(len(classes), way, replace=False)
-    return chosen, np.stack([classes.of_class(c, rng.choice(classes.counts[c], shots, replace=False)) for c in chosen])
+    chosen = _choices([len(classes)], way, rng)[0]
+    return chosen, classes.of_classes(chosen, _choices(classes.counts[chosen].tolist(), shots, rng))
+
+
+def _choices(populations: Sequence[int], size: int, rng: np.random.Generator) -> np.ndarray:
+    """What `rng.choice(n, size, replace=False)` gives for each population n in turn: int [population, size].
+
+    A call of `choice` takes longer than its random numbers. These are therefore drawn for all populations at once, and
+    used as NumPy uses them: Floyd's algorithm for a sample, then a shuffle of it.
+    """
+    if size > 50:  # NumPy has another algorithm for large samples
+        return np.stack([rng.choice(n, size, replace=False) for n in populations])
+    drawn = rng.integers(0, np.concatenate([_highest(n, size) for n in populations]), endpoint=True).tolist()
+    samples = []
+    for i, n in enumerate(populations):
+        numbers = iter(drawn[i * (2 * size - 1) :])
+        sample: list[int] = []
+        for last, number in zip(range(n - size, n), numbers):  # noqa: B905  (the others shuffle)
+            sample.append(last if number in sample else number)
+        for at in range(size - 1, 0, -1):
+            other = next(numbers)
+            sample[at], sample[other] = sample[other], sample[at]
+        samples.append(sample)
+    return np.array(samples)
+
+
+@functools.lru_cache
+def _highest(n: int, size: int) -> np.ndarray:
+    """The highest value that each random number of a sample may have: those of the sample, then of its shuffle."""
+    if size > n:
+        raise ValueError(f"{size} cannot be drawn from {n} without replacement")
+    return np.array([*range(n - size, n), *range(size - 1, 0, -1)])
 
 
 def deal_minibatches(samples: int, size: int, steps: int, replacement: bool, rng: np.random.Generator) -> np.ndarray:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from reptile_tf import tasks
+from reptile_tf.data import ImageClasses
 from reptile_tf.errors import UserError
 
 TRAINING = {"way": 5, "shots": 4, "batch": 6, "steps": 7, "seed": 3}
@@ -180,3 +181,29 @@ def test_a_task_of_an_evaluation_says_what_classes_it_is_of(glyphs):
             of_class = {image.tobytes() for image in glyphs.of_class(number)}
             assert batch.query_x[task, label].tobytes() in of_class
             assert {image.tobytes() for image in batch.support.x[task][batch.support.y[task] == label]} <= of_class
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_tasks_are_drawn_as_numpy_draws_without_replacement(seed):
+    """Class by class, whatever their sizes; turned and mirrored classes, too; large samples, too."""
+    rng = np.random.default_rng(seed)
+    groups = {str(i): rng.integers(0, 256, (int(rng.integers(9, 90)), 4, 4, 1), np.uint8) for i in range(100)}
+    classes = ImageClasses.from_groups(groups)
+    classes = classes.with_rotations() if seed % 3 == 1 else classes
+    classes = classes.with_flips() if seed % 5 == 1 else classes
+    way, shots = 60 if seed % 4 == 3 else int(rng.integers(1, 30)), int(rng.integers(1, 10))
+    ours, numpys = (tasks.generator(seed, tasks.TRAINING, 1, 2) for _ in range(2))
+    chosen, images = tasks.draw_images(classes, way, shots, ours)
+    expected = numpys.choice(len(classes), way, replace=False)
+    np.testing.assert_array_equal(chosen, expected)
+    for row, index in zip(images, expected, strict=True):
+        which = numpys.choice(classes.counts[index], shots, replace=False)
+        np.testing.assert_array_equal(row, classes.of_class(index, which))
+    assert ours.integers(2**62) == numpys.integers(2**62)
+
+
+def test_more_than_there_are_cannot_be_drawn(glyphs):
+    with pytest.raises(ValueError, match="5000 cannot be drawn from|larger sample"):
+        tasks.draw_images(glyphs, 5000, 1, tasks.generator(0, 0, 0, 0))
+    with pytest.raises(ValueError, match="30 cannot be drawn from 8 without replacement"):
+        tasks.draw_images(glyphs, 5, 30, tasks.generator(0, 0, 0, 0))
