@@ -133,8 +133,8 @@ def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, nargs="+", default=[100, 1000, 10_000, 100_000])
-    parser.add_argument("--meta-iters", type=int, default=50, help="of each round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--meta-iters", type=int, default=5, help="of each round")
+    parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--json", type=pathlib.Path, help="file to write the result to")
     parser.add_argument("--picture", type=pathlib.Path, help="PNG to draw")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
