@@ -1,4 +1,4 @@
-"""What is checked of tasks, optimizers and models, once, where they come in."""
+"""Checks of the tasks, optimizers and models that a user passes in."""
 
 from collections.abc import Sequence
 
@@ -11,8 +11,8 @@ from reptile_tf.examine import in_one_line
 from reptile_tf.network import Network, cross_entropy
 from reptile_tf.tasks import Tasks
 
-# Stock optimizers that treat every weight by itself, as a flat vector of all weights needs. (LAMB, Muon and Adafactor
-# do not; schedule-free AdamW keeps weights in its state.)
+# Stock optimizers that update each weight independently, so that a flat vector of all weights gives the same result.
+# (LAMB, Muon and Adafactor do not; schedule-free AdamW keeps weights in its state.)
 ELEMENTWISE = (
     keras.optimizers.SGD,
     keras.optimizers.Adam,
@@ -30,8 +30,8 @@ ELEMENTWISE = (
 def inner_optimizer(optimizer: keras.Optimizer, network: Network) -> None:
     """Raises ValueError unless an inner optimizer is elementwise, has not stepped, and runs in a graph.
 
-    Keras squares and clips an embedding's gradient token by token, before it sums up what repeated tokens have: another
-    algorithm than the optimizer's, which a flat vector cannot follow.
+    For an embedding, Keras squares and clips the gradient of each token before it sums over repeated tokens. A flat
+    vector has only the sum, so optimizers that do either are rejected.
     """
     _elementwise(optimizer, "inner")
     of_sums = type(optimizer) in (keras.optimizers.SGD, keras.optimizers.Lion)
@@ -55,9 +55,9 @@ def inner_optimizer(optimizer: keras.Optimizer, network: Network) -> None:
 
 
 def outer_optimizer(optimizer: keras.Optimizer) -> None:
-    """Raises ValueError unless an outer optimizer is elementwise, has not stepped, and has no rate of its own."""
+    """Raises ValueError unless an outer optimizer is elementwise, has not stepped, and has no schedule."""
     if isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
-        raise ValueError("the outer optimizer's learning rate is the meta-step of each step: give it no schedule")
+        raise ValueError("each step sets the outer optimizer's learning rate to its meta-step: give it no schedule")
     _elementwise(optimizer, "outer")
     if getattr(optimizer, "_exclude_from_weight_decay", None) or getattr(
         optimizer, "_exclude_from_weight_decay_pattern", None
@@ -73,28 +73,28 @@ def _elementwise(optimizer: keras.Optimizer, which: str) -> None:
         if getattr(optimizer, setting):
             raise ValueError(f"the {which} optimizer must be elementwise: unset {setting}")
     if int(optimizer.iterations):
-        raise ValueError(f"the {which} optimizer has taken steps already: give a new one")
+        raise ValueError(f"the {which} optimizer has already taken steps: give a new one")
 
 
 def tasks(network: Network, given: Tasks, count: int | None = None, images: tf.Tensor | None = None) -> Tasks:
-    """Tasks as the network takes them: labels that are whole numbers become int32.
+    """Checks tasks, and returns them with labels converted to int32.
 
     Args:
-      network: what is to adapt to them.
-      given: to be checked.
-      count: how many there must be; None: any number.
-      images: what their inputs are numbers of, if they are.
+      network: the network that adapts to the tasks.
+      given: the tasks to check.
+      count: required number of tasks; None allows any number.
+      images: [image, ...] if the tasks' inputs are indices into them.
 
     Raises:
-      ValueError: inputs of another shape than the model's; another number of targets than of inputs; labels that the
-        network has no output for; minibatches of samples that are not there; random layers, but no seeds.
+      ValueError: the inputs do not have the model's input shape; the numbers of targets and inputs differ; the network
+        has no output for a label; a minibatch index is out of range; there are random layers, but no seeds.
     """
     if count not in (None, len(given.x)):
         raise ValueError(f"{count} tasks run side by side, so give {count}, not {len(given.x)}")
     if images is not None:
         x = np.asarray(given.x)
         if x.ndim != 2 or x.dtype.kind not in "iu" or not 0 <= x.min() <= x.max() < len(images):
-            raise ValueError(f"inputs must be numbers of {len(images)} images, [task, sample]")
+            raise ValueError(f"inputs must be indices [task, sample] of {len(images)} images")
         given = given._replace(x=x.astype(np.int32, copy=False))
     inputs(network, given.x.shape[2:] if images is None else images.shape[1:])
     if np.shape(given.y)[:2] != given.x.shape[:2]:
@@ -110,54 +110,54 @@ def tasks(network: Network, given: Tasks, count: int | None = None, images: tf.T
 
 
 def inputs(network: Network, shape: Sequence[int]) -> None:
-    """Raises ValueError unless the model is made for inputs of a shape; Keras itself takes some others."""
+    """Raises ValueError unless inputs have the model's input shape; Keras does not reject all others."""
     wanted = network.facts.input_shape
     if len(shape) != len(wanted) or any(axis not in (None, ours) for ours, axis in zip(shape, wanted, strict=True)):
         raise ValueError(f"the model does not take inputs of {tuple(shape)}: it is made for {wanted}")
 
 
 def labels(y: np.ndarray, ways: int) -> np.ndarray:
-    """Labels as int32 [task, sample]; raises ValueError unless they are whole numbers from 0 to `ways` - 1."""
+    """Converts labels to int32 [task, sample]; raises ValueError unless they are integers from 0 to `ways` - 1."""
     y = np.asarray(y)
     if y.ndim == 3 and y.shape[-1] == ways:
-        raise ValueError("labels must be integers, one a sample, not one-hot rows: give labels.argmax(-1)")
+        raise ValueError("labels must be integers, one per sample, not one-hot rows: give labels.argmax(-1)")
     if y.ndim != 2 or y.dtype.kind not in "iufb":
-        raise ValueError(f"labels must be integers, one a sample, not {y.dtype} of shape {y.shape[1:]}")
+        raise ValueError(f"labels must be integers, one per sample, not {y.dtype} of shape {y.shape[1:]}")
     if y.dtype.kind == "f" and not (whole := np.isfinite(y) & (y == np.round(y))).all():
-        raise ValueError(f"labels must be whole numbers: {y[~whole][0]} is none")
+        raise ValueError(f"labels must be integers, not {y[~whole][0]}")
     if y.size and not 0 <= y.min() <= y.max() < ways:
         raise ValueError(
-            f"labels must be from 0 to {ways - 1}, as the network has {ways} outputs: these go from "
+            f"labels must be from 0 to {ways - 1}, because the network has {ways} outputs, but these are from "
             f"{int(y.min())} to {int(y.max())}"
         )
     return y if y.dtype == np.int32 else y.astype(np.int32)
 
 
 def names(y: np.ndarray, samples: int, ways: int) -> np.ndarray:
-    """The labels of a support set, names or whole numbers [sample]; raises ValueError for what is neither."""
+    """Checks the labels [sample] of a support set; raises ValueError unless they are names or integers."""
     if y.ndim == 2 and y.shape[-1] == ways:
-        raise ValueError("labels must be one a sample, not one-hot rows: give labels.argmax(-1)")
+        raise ValueError("labels must be one per sample, not one-hot rows: give labels.argmax(-1)")
     if y.shape != (samples,):
         raise ValueError(f"{samples} inputs need as many labels, not {list(y.shape)}")
     if y.dtype.kind == "O" and all(isinstance(label, str) for label in y):
         y = y.astype(str)
     if y.dtype.kind == "f" and not (whole := np.isfinite(y) & (y == np.round(y))).all():
-        raise ValueError(f"labels must be names or whole numbers: {y[~whole][0]} is neither")
+        raise ValueError(f"labels must be names or integers: {y[~whole][0]} is neither")
     if y.dtype.kind not in "iufbU":
-        raise ValueError(f"labels must be names or whole numbers, not {y.dtype}")
+        raise ValueError(f"labels must be names or integers, not {y.dtype}")
     return y
 
 
 def classifier(model: keras.Model, image: tuple[int, ...], way: int) -> None:
-    """Raises UserError unless the model takes such images and gives one logit for each of so many ways."""
-    # Keras lets other sizes pass that come out the same behind the convolutions. A subclassed model says no shape.
+    """Raises UserError unless the model maps images of this shape to `way` logits."""
+    # Keras accepts other sizes if the layers after the convolutions fit. A subclassed model has no input_shape.
     wanted = getattr(model, "input_shape", (None, *image))[1:]
     if len(wanted) != len(image) or any(ours not in (None, theirs) for ours, theirs in zip(wanted, image, strict=True)):
         raise UserError(f"the model does not take images of {image}: it is made for {wanted}")
     try:
-        # Only a call minds the number of channels, and serves models of any kind.
+        # Only a call reveals a wrong number of channels, and it works for models of any kind.
         outputs = tuple(model(tf.zeros((1, *image))).shape[1:])
     except (ValueError, tf.errors.InvalidArgumentError) as error:
         raise UserError(f"the model does not take images of {image}: {str(error).splitlines()[0]}") from error
     if outputs != (way,):
-        raise UserError(f"the model gives outputs of {outputs} for an image, but {way} ways need ({way},)")
+        raise UserError(f"the model's output for an image has shape {outputs}, but {way} ways need ({way},)")

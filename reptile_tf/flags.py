@@ -23,24 +23,24 @@ _DEFINE: dict[Any, Callable] = {
 
 
 class FlagsError(UserError):
-    """A command line that cannot be."""
+    """Raised for an invalid command line."""
 
 
 def parse(argv: list[str], doc: str, problem: Problem) -> tuple[Settings, frozenset[str]]:
     """Reads a command line.
 
     Args:
-      argv: as sys.argv, the program's name first. Flags may be written with hyphens or underscores.
-      doc: what --help says first.
-      problem: whose presets, defaults and settings there are.
+      argv: arguments like sys.argv, with the program's name first. Flags may have hyphens or underscores.
+      doc: first paragraph of --help.
+      problem: the problem that provides presets, defaults and settings.
 
     Returns:
-      The settings (flags given, else the preset's, else the defaults), and the names of those that the user chose, by
-      flag or preset.
+      The settings, from flags, the preset and the defaults, in this order of precedence; and the names of the settings
+      that the user chose by flag or preset.
 
     Raises:
-      FlagsError: unknown flag or preset, a value that cannot be, or two that contradict each other.
-      SystemExit: after --help, with code 0.
+      FlagsError: a flag or preset is unknown, a value is invalid, or two values contradict each other.
+      SystemExit: --help was printed; the code is 0.
     """
     presets = problem.presets
     fields = [field for field in dataclasses.fields(Settings) if field.name not in problem.lacks]
@@ -60,7 +60,7 @@ def parse(argv: list[str], doc: str, problem: Problem) -> tuple[Settings, frozen
         sys.exit(0)
     try:
         extra = values(_underscored(argv))[1:]
-    except (flags.Error, ValueError) as error:  # absl's and, for --noflag=value, its parser's
+    except (flags.Error, ValueError) as error:  # absl raises ValueError for --noflag=value
         raise FlagsError(str(error)) from error
     if extra:
         raise FlagsError(f"not a flag: {' '.join(extra)} (flags begin with --)")
@@ -77,7 +77,7 @@ def parse(argv: list[str], doc: str, problem: Problem) -> tuple[Settings, frozen
 
 
 def _underscored(argv: list[str]) -> list[str]:
-    """Hyphens within flag names made underscores, values left alone."""
+    """Replaces hyphens in flag names, but not in values, by underscores."""
     normal = [argv[0]]
     for i, argument in enumerate(argv[1:], 1):
         if argument == "--":
@@ -106,7 +106,7 @@ def _help(
         lines.extend(wrapper.wrap(text))
 
     names = ", ".join(presets)
-    describe("preset", f"start from one of these settings; flags given beside it take precedence: {names}", "")
+    describe("preset", f"start from one of these settings, which other flags override: {names}", "")
     group = None
     for field in fields:
         if field.metadata["group"] != group:
@@ -115,7 +115,7 @@ def _help(
         choices = field.metadata["choices"]
         text = field.metadata["help"] + (f" [{' | '.join(map(str, choices))}]" if choices else "")
         describe(field.name, text, values[field.name].default)
-    lines += ["", "Other names of these settings, some of them the original code's:"]
+    lines += ["", "Aliases, some of them from the original code:"]
     for alias in ALIASES:
         describe(alias, values[alias].help, False)
     return "\n".join(lines)

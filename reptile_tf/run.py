@@ -1,4 +1,4 @@
-"""A run, from settings to results: prepare, train (or restore), evaluate, write."""
+"""A run, from settings to results: prepare, train (or restore), evaluate, write the results."""
 
 import contextlib
 import dataclasses
@@ -32,18 +32,18 @@ from reptile_tf.settings import Settings, SettingsError, flag, names_of
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """What training and evaluation begin with.
+    """The inputs of training and evaluation.
 
     Attributes:
-      problem: what is learned.
-      folder: of the run.
-      settings: with --pretrained, those of the trained network where it depends on them.
-      workers: of the cluster, this one among them.
-      placement: where and how it runs.
-      name: of the images in results.
+      problem: the problem to learn.
+      folder: the run's folder.
+      settings: the run's settings; with --pretrained, the trained network's where the network depends on them.
+      workers: the cluster, seen from this worker.
+      placement: device and mode.
+      name: name of the images in the results.
       images: all classes.
-      split: the classes by set, as the checkpoint keeps them.
-      ways: that the network is trained for.
+      split: the classes by set, as recorded in the folder.
+      ways: number of ways for which the network is trained.
     """
 
     problem: Problem
@@ -58,21 +58,21 @@ class Prepared:
 
     @functools.cached_property
     def sets(self) -> Sets:
-        """The classes by set, "train" as trained on; to be asked for once the network is known to take the images."""
+        """The classes by set, with "train" augmented as for training. Use only after `checks.classifier`."""
         return self.split | {"train": self.problem.for_training(self.split["train"], self.settings)}
 
 
 def run(settings: Settings, chosen: frozenset[str], problem: Problem) -> None:
-    """Trains (unless `settings.pretrained`), evaluates and writes the results; as one of a cluster's, by TF_CONFIG.
+    """Trains (unless `settings.pretrained`), evaluates and writes the results. TF_CONFIG makes it part of a cluster.
 
     Args:
-      settings: of the run.
-      chosen: the names of the settings that the user chose.
-      problem: what to train on.
+      settings: settings of the run.
+      chosen: names of the settings that the user chose.
+      problem: the problem to train on.
 
     Raises:
-      UserError: something the user can put right.
-      train.Interrupted: SIGINT or SIGTERM while training.
+      UserError: something that the user can correct.
+      train.Interrupted: SIGINT or SIGTERM arrived during training.
     """
     try:
         with contextlib.ExitStack() as held:  # the folder's lock
@@ -89,7 +89,7 @@ def run(settings: Settings, chosen: frozenset[str], problem: Problem) -> None:
         line = next(iter(str(error).splitlines()), "")
         flags = "--eval-batch or --filters" if settings.pretrained else "--meta-batch, --inner-batch or --filters"
         raise UserError(f"not enough memory; lower {flags} ({line})") from error
-    except OSError as error:  # such as no handles left, or a disk that is gone
+    except OSError as error:  # for example too many open files, or a disk that was unmounted
         raise UserError(f"cannot continue: {error}") from error
 
 
@@ -108,7 +108,7 @@ def _prepare(settings: Settings, chosen: frozenset[str], problem: Problem) -> Pr
     )
     workers = cluster.join(where)
     workers.agree("flags", settings.determining_results())
-    workers.agree("mode", "stacked" if placement.stacked else "branches")  # GPUs and CPUs give other sizes of blocks
+    workers.agree("mode", "stacked" if placement.stacked else "branches")  # programs of both modes cannot exchange
     ways = settings.classes
     if settings.pretrained:
         config = json.loads(workers.text_from_chief(lambda: json.dumps(folder.config())))
@@ -123,16 +123,16 @@ def _prepare(settings: Settings, chosen: frozenset[str], problem: Problem) -> Pr
         split = _split_of(config, images)
     else:
         split = problem.split(images, settings)
-        _check_enough(split, settings)  # before a network of so many ways is made
+        _check_enough(split, settings)  # before the network is built, which for too many ways would be huge
     return Prepared(problem, folder, settings, workers, placement, name, images, split, ways)
 
 
 def _train(prepared: Prepared, held: contextlib.ExitStack) -> tuple[MetaLearner, Checkpoint | None]:
-    """The trained learner, and for the chief the last checkpoint; the folder stays locked while `held` is open."""
+    """Trains, and returns the learner and, on the chief, the last checkpoint. `held` keeps the folder locked."""
     folder, settings, images = prepared.folder, prepared.settings, prepared.images
     keras.utils.set_random_seed(settings.seed % 2**32)
     model = prepared.problem.network(settings)
-    if settings.init_from and not folder.iterations():  # else the checkpoint has them
+    if settings.init_from and not folder.iterations():  # a resumed run takes its weights from the checkpoint
         learners.set_weights(model, settings.init_from)
     checks.classifier(model, images.images.shape[1:], settings.classes)
     if prepared.workers.is_chief:
@@ -152,7 +152,7 @@ def _train(prepared: Prepared, held: contextlib.ExitStack) -> tuple[MetaLearner,
 
 
 def _restore(prepared: Prepared) -> tuple[MetaLearner, Checkpoint | None]:
-    """The learner in the folder, and for the chief its checkpoint."""
+    """Returns the learner in the folder and, on the chief, its checkpoint."""
     folder, settings = prepared.folder, prepared.settings
     model = prepared.problem.network(dataclasses.replace(settings, classes=prepared.ways))
     learner = learners.make_learner(
@@ -165,14 +165,14 @@ def _restore(prepared: Prepared) -> tuple[MetaLearner, Checkpoint | None]:
         log.info(f"{folder.path}: trained with {prepared.ways} classes, evaluated with {settings.classes}")
     try:
         return heads.with_outputs(learner, settings.classes), checkpoint
-    except ValueError as error:  # of a problem's own network
+    except ValueError as error:  # a problem's custom network may not end in a dense layer
         raise UserError(f"--classes {settings.classes}: {error}") from error
 
 
 def _evaluate(
     prepared: Prepared, learner: MetaLearner, evaluator: Evaluator
 ) -> tuple[dict[str, Any], dict[str, breakdown.Record]]:
-    """The accuracies on each set of classes, both ways, and what they are of; the answers on each held-out set."""
+    """Returns both settings' accuracies on each set of classes, with a description, and the held-out sets' answers."""
     settings, began = prepared.settings, time.monotonic()
     results = _description(prepared)
     log.info(f"evaluating {results['task']}")
@@ -206,9 +206,9 @@ def _write(
     results: dict[str, Any],
     records: dict[str, breakdown.Record],
 ) -> None:
-    """The results, as a whole and by class; after training the model and the pictures, too."""
+    """Writes the results, in total and by class, and after training also the model and the pictures."""
     folder, settings = prepared.folder, prepared.settings
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes per unit of ru_maxrss
     results |= {
         "meta_iterations": checkpoint.iteration,
         "training_seconds": checkpoint.seconds,
@@ -237,7 +237,7 @@ def _write(
 
 
 def _check_enough(sets: Sets, settings: Settings) -> None:
-    """Raises UserError unless the tasks asked for can be drawn."""
+    """Raises UserError unless there are enough classes and images for the tasks."""
     for part, classes in sets.items():
         tasks.check_enough(classes, settings.classes, settings.shots + 1, f"evaluation ({part})")
     tasks.check_enough(sets["train"], settings.classes, settings.images_per_class, "training")
@@ -246,7 +246,11 @@ def _check_enough(sets: Sets, settings: Settings) -> None:
 def _of_network_in(
     folder: RunFolder, config: dict[str, Any], settings: Settings, chosen: frozenset[str], problem: Problem
 ) -> Settings:
-    """`settings`, but all that determines weights as in the folder; refuses a choice of another network."""
+    """Returns `settings` with all that determine the weights replaced by the folder's.
+
+    Raises:
+      UserError: the user chose settings of another network.
+    """
     if config["problem"] != problem.name:
         raise UserError(f"{folder.path} holds a network for {config['problem']}, not for {problem.name}")
     trained = config["settings"]
@@ -254,28 +258,28 @@ def _of_network_in(
     wrong = [n for n in fixed if n in chosen and getattr(settings, n) != trained.get(n, getattr(settings, n))]
     if wrong:
         asked = ", ".join(f"{flag(name)} {getattr(settings, name)} (it has {trained[name]})" for name in wrong)
-        raise UserError(f"{folder.path} holds another network than asked for: {asked}; leave these flags out")
+        raise UserError(f"{folder.path} holds a network with other settings: {asked}; leave these flags out")
     kept = {"classes": settings.classes} if "classes" in chosen else {}
     try:
         return dataclasses.replace(settings, **(trained | kept))
     except (SettingsError, TypeError) as error:
         raise UserError(
-            f"these flags do not go with {folder.path}: {getattr(error, 'on_command_line', error)}"
+            f"these flags do not fit the network in {folder.path}: {getattr(error, 'on_command_line', error)}"
         ) from error
 
 
 def _split_of(config: dict[str, Any], images: ImageClasses) -> Sets:
-    """The classes by the checkpoint's own split, so that test classes are never ones that it was trained on."""
+    """Splits the classes as the run in the folder did, so that no training class is among the test classes."""
     split = config["split"]
     where = {name: i for i, name in enumerate(images.names)}
     missing = [name for names in split.values() for name in names if name not in where]
     if missing:
-        raise UserError(f"{len(missing)} classes of the checkpoint's split are not here, {missing[0]} for one")
+        raise UserError(f"{len(missing)} classes of the run are missing here, such as {missing[0]}: use its images")
     return {name: images.subset([where[n] for n in names]) for name, names in split.items()}
 
 
 def _description(prepared: Prepared) -> dict[str, Any]:
-    """What must stand beside a number: settings, versions, machine (this worker's part of it) and commit."""
+    """Returns what reproduces the results: settings, versions, this worker's machine and the commit."""
     settings, lacking = prepared.settings, prepared.problem.lacks
     transductive = " transductive" if settings.transductive else ""
     gpus = len(tf.config.get_visible_devices("GPU"))
@@ -291,10 +295,10 @@ def _description(prepared: Prepared) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The git commit of the code that runs, with "+" if it was changed since; None outside a checkout."""
+    """Returns the git commit of the running code, with "+" if files have changed since; None outside a checkout."""
     here = pathlib.Path(__file__).resolve()
     commands = (
-        ["ls-files", "--error-unmatch", here.name],  # fails if this is a copy installed in somebody else's repository
+        ["ls-files", "--error-unmatch", here.name],  # fails for a copy installed inside another repository
         ["rev-parse", "--short=10", "HEAD"],
         ["status", "--porcelain", "--untracked-files=no"],
     )

@@ -252,7 +252,7 @@ def stepped():
 @pytest.mark.parametrize(
     ("inner", "message"),
     [
-        (stepped, "has taken steps already: give a new one"),
+        (stepped, "has already taken steps: give a new one"),
         (lambda: optimizers.SGD(lambda: 0.1), "must be a number or a LearningRateSchedule"),
         (lambda: optimizers.SGD(Step()), "schedule Step must run in a graph"),
         (lambda: optimizers.SGD(0.1, clipnorm=1.0), "unset clipnorm"),
@@ -353,11 +353,11 @@ X = np.ones((4, 6, 6, 2))
     ("x", "y", "message"),
     [
         (X, [0, 1, 2], "4 inputs need as many labels, not .3."),
-        (X, [0, 1, 2, 0.5], "must be names or whole numbers: 0.5 is neither"),
-        (X, [0, 1, 2, np.nan], "must be names or whole numbers: nan is neither"),
-        (X, [0, 1, 2, np.inf], "must be names or whole numbers: inf is neither"),
-        (X, [0, 1, 2, b"a"], "must be names or whole numbers, not"),
-        (X, [0, 1, 2, None], "must be names or whole numbers, not object"),
+        (X, [0, 1, 2, 0.5], "must be names or integers: 0.5 is neither"),
+        (X, [0, 1, 2, np.nan], "must be names or integers: nan is neither"),
+        (X, [0, 1, 2, np.inf], "must be names or integers: inf is neither"),
+        (X, [0, 1, 2, b"a"], "must be names or integers, not"),
+        (X, [0, 1, 2, None], "must be names or integers, not object"),
         (X, [7, 7, 7, 7], "all labels are 7: give examples of at least two classes"),
         (X, np.eye(3)[[0, 1, 2, 0]], r"not one-hot rows: give labels.argmax\(-1\)"),
         (X, np.zeros((4, 2), int), r"4 inputs need as many labels, not \[4, 2\]"),

@@ -185,7 +185,7 @@ def test_a_folder_of_other_settings_or_classes_is_refused(whole, small_model, gl
 
 
 def test_a_model_for_other_images_or_ways_is_refused(small_model, glyphs):
-    with pytest.raises(UserError, match=r"gives outputs of \(4,\) for an image, but 3 ways need \(3,\)"):
+    with pytest.raises(UserError, match=r"output for an image has shape \(4,\), but 3 ways need \(3,\)"):
         meta_train(small_model(4), glyphs, SETTINGS)
     with pytest.raises(UserError, match=r"does not take images of \(14, 14, 1\)"):
         meta_train(small_model(3), dataclasses.replace(glyphs, images=glyphs.images[:, ::2, ::2]), SETTINGS)
@@ -205,7 +205,7 @@ class Subclassed(keras.Model):
 
 
 def test_a_subclassed_model_is_trained_or_refused_like_any_other(small_model, glyphs):
-    with pytest.raises(UserError, match=r"gives outputs of \(4,\) for an image, but 3 ways need \(3,\)"):
+    with pytest.raises(UserError, match=r"output for an image has shape \(4,\), but 3 ways need \(3,\)"):
         meta_train(built(Subclassed(small_model(4))), glyphs, SETTINGS)
     model = built(Subclassed(small_model()))
     before = [weight.copy() for weight in model.get_weights()]

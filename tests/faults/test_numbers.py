@@ -166,7 +166,7 @@ def test_labels_beyond_the_ways_are_refused(small_model, glyphs, label):
     one = learner(small_model(3), meta_gradient=reptile)
     before, wrong = one.state(), batch(glyphs)
     wrong.y[1, 2] = label
-    message = f"labels must be from 0 to 2, .* 3 outputs: these go from {min(label, 0)} to {max(label, 2)}"
+    message = f"labels must be from 0 to 2, .* 3 outputs, but these are from {min(label, 0)} to {max(label, 2)}"
     for use in (lambda: one.step(wrong, 0.1), lambda: one.meta_gradients(wrong)):
         with pytest.raises(ValueError, match=message):
             use()
