@@ -1,4 +1,4 @@
-"""A comparison of a network with its model, on random batches, when the network is made."""
+"""Compares a network with its Keras model on random batches, when the network is constructed."""
 
 import contextlib
 import functools
@@ -27,33 +27,33 @@ from reptile_tf.examine import (
 if TYPE_CHECKING:
     from reptile_tf.network import Network
 
-# ‖difference‖ / ‖value‖ that rounding may bring, by the dtype that a layer computes in.
+# The relative difference ‖difference‖ / ‖value‖ that rounding may cause, by the compute dtype of a layer.
 ROUNDING = {"float64": 1e-8, "float32": 2e-3, "float16": 5e-2, "bfloat16": 2e-1}
-# Some models magnify rounding (batch norm over a few values that are nearly the same): where that of the weights by so
-# many units in the last place moves the model's own results, so much more of a difference is nothing.
+# Some models amplify rounding, for example batch norm over a few nearly equal values. If changing the weights by UNITS
+# units in the last place changes the model's own results, MORE times that change is tolerated.
 UNITS, MORE = 4, 10
-# Rounding may cross a kink of ReLU or max pooling, where gradients jump: on one batch in thirty of Mini-ImageNet's
-# network. What really computes something else does so on all.
+# Rounding may cross a kink of ReLU or max pooling, where gradients jump. The Mini-ImageNet network does so on one batch
+# in thirty. A network that really differs does so on all batches.
 BATCHES = 4
-# Operations whose outputs are as long as their inputs' values say; XLA pads them.
+# Operations whose output size depends on values; XLA pads their outputs.
 _SIZED_BY_VALUES = re.compile("Where|Unique.*|ListDiff|DynamicPartition|NonMaxSuppression.*")
 
 
 class Results(NamedTuple):
-    """What is compared: the outputs, and the gradient of `examine.objective`, [weight]."""
+    """The results to compare: the outputs [batch, ...], and the gradient [weight] of `examine.objective`."""
 
     outputs: tf.Tensor
     gradient: tf.Tensor
 
 
 def compare(network: "Network") -> list[str]:
-    """Compares a network with its model: at the model's weights, and at others.
+    """Compares a network with its model, at the model's weights and at other weights.
 
     Returns:
-      The layers that run task after task although the network is stacked.
+      The names of layers that run one task after another although the network is stacked.
 
     Raises:
-      ModelError: they differ, and the message names the first layer that does; or the network cannot be computed.
+      ModelError: the network cannot be computed, or its results differ; the message names the first layer that differs.
     """
     try:
         _check_constraints(network)
@@ -65,7 +65,7 @@ def compare(network: "Network") -> list[str]:
         raise
     except Exception as error:  # a model may raise anything
         raise ModelError(
-            f"the model cannot be computed with a task's own weights in place of its own: {in_one_line(error)}"
+            f"the model cannot be called with a task's weights in place of its own: {in_one_line(error)}"
         ) from error
 
 
@@ -83,11 +83,11 @@ def _check_constraints(network: "Network") -> None:
                 f"{in_one_line(error)}"
             ) from error
         if not same(once, again, 0):
-            raise ModelError(f"the constraint of {variable.path} gives something else at every call: leave it out")
+            raise ModelError(f"the constraint of {variable.path} returns different values at every call: leave it out")
 
 
 def _compare(network: "Network", seed: int, is_last: bool) -> list[str] | None:
-    """`compare` on one batch; None if they differ on it and it is not the last."""
+    """Does `compare` on one batch; returns None if the results differ and the batch is not the last."""
     model, x = network.model, random_batch(network.model, network.facts.input_shape, seed)
     rounding = max(ROUNDING.get(layer.compute_dtype, 0) for layer in model._flatten_layers())
     weights = network.flatten([variable.value for variable in network.trainable])
@@ -95,7 +95,7 @@ def _compare(network: "Network", seed: int, is_last: bool) -> list[str] | None:
     seeds = [tf.stack([state.value for state in network.facts.random])] if network.facts.random else []
 
     def computing(only: Callable[[keras.Layer], bool]) -> Callable[..., Results]:
-        """A function of one task's weights, batch and seeds, in which only some layers may compute another way."""
+        """Makes a function of one task's weights, batch and seeds in which `only` some layers use alternatives."""
 
         def results(weights: tf.Tensor, x: tf.Tensor, *seeds: tf.Tensor) -> Results:
             with tf.GradientTape() as tape:
@@ -130,8 +130,8 @@ def _compare(network: "Network", seed: int, is_last: bool) -> list[str] | None:
         return None
     if not _agree(found := none(weights, *given), plain, rounding):
         raise ModelError(
-            f"{_first_path(network, found, plain, rounding)} cannot be replaced by a task's own weights: leave out the "
-            "tf.function around it, which keeps the weights that it was traced with"
+            f"{_first_path(network, found, plain, rounding)} cannot be replaced by a task's weights: leave out the "
+            "tf.function around it, which keeps the weights with which it was traced"
         )
     for layer in model._flatten_layers():
         alone = computing(functools.partial(operator.is_, layer))
@@ -141,21 +141,22 @@ def _compare(network: "Network", seed: int, is_last: bool) -> list[str] | None:
 
 
 def _check_for_xla(model: keras.Model, operations: list[Operation]) -> None:
-    """Raises ModelError for what XLA computes differently."""
+    """Raises ModelError for operations that XLA computes differently."""
     with_generator = {layer.name for layer in model._flatten_layers() if layer._seed_generators}
     for kind, _, layer in operations:
         if kind.startswith("StatelessRandom") and layer not in with_generator:
-            raise ModelError(f"{layer} has a fixed seed, of which XLA makes other numbers: leave out stacked=True")
+            raise ModelError(f"{layer} has a fixed seed, and XLA draws other numbers from it: leave out stacked=True")
         if _SIZED_BY_VALUES.fullmatch(kind):
             raise ModelError(
-                f"{layer} has a {kind}, whose size depends on values, as XLA's does not: leave out stacked=True"
+                f"{layer} has a {kind}, whose output size depends on values; XLA does not support this: leave out "
+                "stacked=True"
             )
 
 
 def not_differentiable_twice(network: "Network") -> list[str]:
-    """The names of the layers through which second derivatives are wrong.
+    """Returns the names of the layers with wrong second derivatives.
 
-    tf.nn.moments keeps the mean in the variance from being differentiated, which changes no first derivative.
+    tf.nn.moments stops the gradient through the mean in the variance, which leaves only first derivatives right.
     """
     weights, x = tf.zeros(network.size, network.dtype), random_batch(network.model, network.facts.input_shape)
     operations = _operations(network, weights, x)
@@ -173,26 +174,27 @@ def _check_that_xla_compiles(
     compiled = tf.function(lambda *stacks: network.each(function, *stacks), autograph=False, jit_compile=True)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of device_name; without it TensorFlow draws a random number to find one
+            # TensorFlow warns of device_name, but without it draws a random number to find the device.
+            warnings.simplefilter("ignore")
             compiled.experimental_get_compiler_ir(*stacks)(stage="hlo", device_name=stacks[0].device)
     except (ValueError, tf.errors.OpError) as error:
         raise ModelError(not_compiled(error)) from error
 
 
 def not_compiled(error: Exception) -> str:
-    """One line of XLA's error."""
+    """Returns a one-line message for an error of XLA."""
     found = re.search(r"on XLA_\w+: (\w+)", str(error))
-    return f"XLA does not compile this network ({found[1] if found else in_one_line(error)}): leave out stacked=True"
+    return f"XLA cannot compile this network ({found[1] if found else in_one_line(error)}): leave out stacked=True"
 
 
 def _check_seeds(network: "Network", weights: tf.Tensor, x: np.ndarray, seeds: list[tf.Tensor]) -> None:
-    """Raises ModelError unless every random generator draws from the seeds given, not from those of the model."""
+    """Raises ModelError unless every random generator draws from the given seeds instead of the model's."""
     for before in seeds:
         *_, after = network.call(weights, x / network.scale, before)
         for variable, one, other in zip(network.facts.random, before.numpy(), after.numpy(), strict=True):
             if (one == other).all():
                 raise ModelError(
-                    f"{variable.path} cannot be replaced by a task's own seed: leave out the tf.function around it"
+                    f"{variable.path} cannot be replaced by a task's seed: leave out the tf.function around it"
                 )
 
 
@@ -204,14 +206,14 @@ def _of_the_model(network: "Network", x: np.ndarray) -> Results:
 
 
 def _each(network: "Network", function: Callable[..., Results], rows: list[tuple[tf.Tensor, ...]]) -> list[Results]:
-    """What a function of one task gives for each of several, together if the network is stacked."""
+    """Applies a function of one task to each row; if the network is stacked, to all rows together."""
     if not network.stacked:
         return [function(*row) for row in rows]
     try:
         stacks = network.each(function, *map(tf.stack, zip(*rows, strict=True)))
     except Exception as error:  # tf.vectorized_map and the model may raise anything
         raise ModelError(
-            f"the model does not run on several tasks at once ({in_one_line(error)}): leave out stacked=True"
+            f"the model cannot run on several tasks at once ({in_one_line(error)}): leave out stacked=True"
         ) from error
     return [Results(*(stack[i] for stack in stacks)) for i in range(len(rows))]
 
@@ -226,14 +228,14 @@ def _agree(ours: Results, expected: Results, rounding: float) -> bool:
 
 
 def _first_path(network: "Network", ours: Results, expected: Results, rounding: float) -> str:
-    """The path of the first variable whose gradient differs."""
+    """Returns the path of the first variable whose gradient differs."""
     parts = zip(network.trainable, network.unflatten(ours.gradient), network.unflatten(expected.gradient), strict=True)
     return next((variable.path for variable, a, b in parts if not same(a, b, rounding)), "a weight")
 
 
 @contextlib.contextmanager
 def loops_noted() -> Iterator[set[str]]:
-    """Collects what tf.vectorized_map says of operations for which it has no rule, instead of letting it be logged."""
+    """Collects the operations for which tf.vectorized_map has no rule, and keeps its warnings out of the log."""
     kinds: set[str] = set()
 
     def note(record: logging.LogRecord) -> bool:
@@ -245,7 +247,7 @@ def loops_noted() -> Iterator[set[str]]:
     logger = tf.get_logger()
     level = logger.getEffectiveLevel()
     logger.addFilter(note)
-    logger.setLevel(logging.DEBUG)  # as which most of them are logged
+    logger.setLevel(logging.DEBUG)  # the level of most of these messages
     try:
         yield kinds
     finally:

@@ -1,4 +1,4 @@
-"""What a run's folder says of the run (config.json): the problem, settings, network, images and split."""
+"""The configuration of a run (config.json in its folder): the problem, settings, network, images and split."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from reptile_tf.network import Loss
 
 EVALUATION = ("shots", "transductive", "eval_batch", "eval_iters")
-# Of the network's JSON, what may differ between equal networks: object ids, and how a model within it was compiled.
+# Keys of the network's JSON that may differ between equal networks: object ids, and how a nested model was compiled.
 _NOT_THE_NETWORKS = ("shared_object_id", "compile_config")
 
 
@@ -30,15 +30,15 @@ def of_run(
     split: dict[str, "ImageClasses"],
     loss: "Loss | None" = None,
 ) -> dict[str, Any]:
-    """The configuration of a new run.
+    """Returns the configuration of a new run.
 
     Args:
-      problem: what is learned; None where `meta_train` was called by itself.
-      settings: of the run.
-      model: what it trains. A model that Keras cannot serialize is recorded as none.
-      images: all of them, or those trained on; None where tasks come from a sampler.
+      problem: the problem to learn; None if a program calls `meta_train`.
+      settings: settings of the run.
+      model: the model to train. If Keras cannot serialize it, its description is None.
+      images: all images, or the training images; None if a sampler draws the tasks.
       split: sets of classes by name.
-      loss: None: the default.
+      loss: the loss; None for the default.
     """
     from reptile_tf import device
 
@@ -64,10 +64,10 @@ def of_run(
 
 
 def of_learner(learner: "MetaLearner") -> dict[str, Any]:
-    """The configuration of a learner that no settings describe.
+    """Returns the configuration of a learner that was constructed without settings.
 
     Raises:
-      ValueError: its loss or meta-gradient is the user's own, which no text describes.
+      ValueError: the loss or the meta-gradient is custom, and cannot be described as text.
     """
     import keras
 
@@ -77,8 +77,8 @@ def of_learner(learner: "MetaLearner") -> dict[str, Any]:
     algorithm = next((name for name, function in BY_NAME.items() if function is learner.meta_gradient), None)
     if learner.network.loss is not cross_entropy or algorithm is None:
         raise ValueError(
-            "a learner with a loss or a meta-gradient of its own cannot be saved whole: keep learner.state() (NumPy "
-            "arrays by name), make the learner again, and give it to restore()"
+            "a learner with a custom loss or meta-gradient cannot be saved as a whole: save learner.state() (NumPy "
+            "arrays by name), construct the learner again, and call its restore() with them"
         )
     return {
         "problem": "library",
@@ -100,23 +100,23 @@ def of_learner(learner: "MetaLearner") -> dict[str, Any]:
 
 
 def parsed(text: str) -> dict[str, Any]:
-    """The configuration in a text of `files.sealed`; an earlier version's names are made today's.
+    """Reads a configuration from a text made by `files.sealed`, and renames settings of earlier versions.
 
     Raises:
-      ValueError: it is none, or damaged.
+      ValueError: the text is damaged, or not a configuration.
     """
     config = files.unsealed(text)
     if "benchmark" in config:
         config["problem"] = config.pop("benchmark")
     if missing := {"problem", "settings", "split"} - config.keys():
-        raise ValueError(f"it says nothing of {', '.join(sorted(missing))}")
+        raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     if isinstance(config["settings"], dict):
         config["settings"] = todays_settings(config["settings"])
     return config
 
 
 def todays_settings(recorded: dict[str, Any]) -> dict[str, Any]:
-    """Settings by name that a run has recorded, an earlier version's by today's names; raises SettingsError."""
+    """Renames recorded settings of an earlier version; raises SettingsError if they contradict each other."""
     if not ALIASES.keys() & recorded.keys():
         return recorded
     algorithm = "partial-sum" if recorded.get("gradients") else "reptile"
@@ -135,10 +135,10 @@ def begun_with(theirs: dict[str, Any], onednn: str) -> str:
 
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
-    """What differs between two runs, in the user's words; what only one of them says does not count."""
+    """Returns one phrase per difference between two configurations. Items missing from one of them do not count."""
     if theirs["problem"] != ours["problem"]:
         return [f"{theirs['problem']} there, {ours['problem']} here"]
-    defaults = dataclasses.asdict(Settings()) | _defaults(theirs)  # of what is newer than the run
+    defaults = dataclasses.asdict(Settings()) | _defaults(theirs)  # for settings that are newer than the run
     names = sorted(theirs["settings"].keys() | ours["settings"].keys())
     pairs = {name: tuple(c["settings"].get(name, defaults.get(name)) for c in (theirs, ours)) for name in names}
     differing = [f"{flag(name)} {a} there, {b} here" for name, (a, b) in pairs.items() if a != b]
@@ -146,18 +146,18 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
         pairs = {name: (theirs["images"].get(name), value) for name, value in ours["images"].items()}
         differing += [f"images of {name} {a} there, {b} here" for name, (a, b) in pairs.items() if a != b]
     if theirs.get("learner") != ours.get("learner"):
-        differing.append("the learner there has other optimizers or options than the one here")
+        differing.append("the run's learner has other optimizers or options than this one")
     if (there := theirs.get("loss")) != (here := ours.get("loss")):
         differing.append(f"loss {there or 'cross_entropy'} there, {here or 'cross_entropy'} here")
     differing += _other_network(theirs, ours)
     if not differing and theirs["split"] != ours["split"]:
-        differing = ["the images there are of other classes than the ones here"]
+        differing = ["the run's images are of other classes than these"]
     return differing
 
 
 def settings_of(config: dict[str, Any]) -> Settings:
-    """The settings, the evaluation's among them; raises UserError for what this version does not know."""
-    evaluation = config.get("evaluation", {"eval_batch": 5, "eval_iters": 50})  # of earlier versions
+    """Returns the settings, including those of the evaluation; raises UserError if this version does not know one."""
+    evaluation = config.get("evaluation", {"eval_batch": 5, "eval_iters": 50})  # earlier versions record none
     try:
         return Settings(**(_defaults(config) | config["settings"] | evaluation))
     except (SettingsError, TypeError) as error:
@@ -165,7 +165,7 @@ def settings_of(config: dict[str, Any]) -> Settings:
 
 
 def _defaults(config: dict[str, Any]) -> dict[str, Any]:
-    """The defaults of the run's problem."""
+    """Returns the defaults of the run's problem."""
     try:
         return problems.find(config["problem"]).defaults
     except KeyError:
@@ -173,17 +173,17 @@ def _defaults(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def scale_of(config: dict[str, Any]) -> float:
-    """What pixels are multiplied by."""
+    """Returns the factor by which pixels are multiplied."""
     if "images" in config:
         return config["images"]["scale"]
-    return 1 / 255 if config["problem"] == "miniimagenet" else 1.0  # of earlier versions
+    return 1 / 255 if config["problem"] == "miniimagenet" else 1.0  # earlier versions do not record it
 
 
 def loss_of(config: dict[str, Any], loss: "Loss | None") -> "Loss":
-    """The run's loss: the default, or the one given, if it is of the same name.
+    """Returns the given loss, or the default, if its name is that of the run's loss.
 
     Raises:
-      UserError: the run's is another one.
+      UserError: the run has another loss.
     """
     from reptile_tf.network import cross_entropy
 
@@ -198,16 +198,16 @@ def loss_of(config: dict[str, Any], loss: "Loss | None") -> "Loss":
 
 
 def _name_of(loss: "Loss | None") -> str | None:
-    """What a folder records of a loss: None for the default."""
+    """Returns the name of a loss as recorded in a folder; None for the default."""
     from reptile_tf.network import cross_entropy
 
     return None if loss in (None, cross_entropy) else getattr(loss, "__name__", type(loss).__name__)
 
 
 def origin_of(config: dict[str, Any]) -> Origin:
-    """How the run adapts to new tasks, and what its images were like."""
+    """Returns how the run adapts to new tasks, and how its images were prepared."""
     pixels = config.get("pixels")
-    if pixels is None:  # of earlier versions
+    if pixels is None:  # earlier versions do not record it
         kinds = {"omniglot": {"white": 1, "paper": 1}, "miniimagenet": {"white": 255}}
         pixels = kinds.get(config["problem"], {})
     if "learner" in config:
@@ -218,10 +218,10 @@ def origin_of(config: dict[str, Any]) -> Origin:
 
 
 def network_of(config: dict[str, Any], model: "keras.Model | None" = None) -> "keras.Model":
-    """A new model like the run's, its weights yet to be set; or the one given, if it is like the run's.
+    """Returns a new model with the run's architecture and untrained weights, or the given one if it has the same.
 
     Raises:
-      UserError: neither a problem of this version nor Keras can build it safely; the one given has other layers.
+      UserError: the given model has other layers; or neither this version nor Keras can build the model safely.
     """
     import keras
 
@@ -232,47 +232,47 @@ def network_of(config: dict[str, Any], model: "keras.Model | None" = None) -> "k
     if network := config.get("network"):
         try:
             return keras.saving.deserialize_keras_object(network)
-        except Exception as error:  # whatever a user's layers raise; safe_mode refuses code that it would run
+        except Exception as error:  # a user's layers may raise anything; safe_mode refuses to run stored code
             raise UserError(
-                f"Keras cannot rebuild the run's network ({next(iter(str(error).splitlines()), error)}): make it "
+                f"Keras cannot rebuild the run's network ({next(iter(str(error).splitlines()), error)}): build it "
                 "yourself and give it as load(folder, model=…)"
             ) from error
     try:
         return problems.find(config["problem"]).network(settings_of(config))
     except KeyError as error:
         raise UserError(
-            f"the run does not say what its network is, and its problem, {config['problem']!r}, is not known: give the "
+            f"the run does not describe its network, and its problem, {config['problem']!r}, is unknown: give the "
             "network as load(folder, model=…)"
         ) from error
 
 
 def _network(model: "keras.Model") -> dict[str, Any]:
-    """Keras's own description of a model, if it has one, and Keras's version."""
+    """Returns Keras's description of a model, or None if it cannot be described, and Keras's version."""
     import keras
 
     try:
         described = keras.saving.serialize_keras_object(model)
         described.pop("compile_config", None)
         described = json.loads(json.dumps(described))
-    except Exception:  # a user's get_config may raise anything; it may give what JSON cannot hold
+    except Exception:  # a user's get_config may raise anything, or return values that JSON cannot hold
         described = None
     return {"network": described, "keras": keras.__version__}
 
 
 def _other_network(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
-    """A line where both describe their networks, and these differ."""
+    """Returns one phrase if both configurations describe their networks, and the networks differ."""
     networks = [config.get("network") for config in (theirs, ours)]
-    same_keras = theirs.get("keras") == ours.get("keras")  # another version may describe an equal network otherwise
+    same_keras = theirs.get("keras") == ours.get("keras")  # other versions may describe the same network differently
     if same_keras and all(networks) and _comparable(networks[0]) != _comparable(networks[1]):
-        return ["the network there has other layers than the one here"]
+        return ["the run's network has other layers than this one"]
     return []
 
 
 def _comparable(network: Any) -> Any:
-    """A network's description without what may differ between equal ones.
+    """Returns a network's description without anything that may differ between equal networks.
 
-    Layers are numbered, as Keras names them by what else a process has made. A lambda's code is left out: it holds the
-    place where it stood in a file.
+    Layer names become numbers, because Keras's default names depend on which other layers a process has made. The code
+    of lambdas is left out, because it contains their position in a file.
     """
     numbers: dict[str, int] = {}
 
@@ -294,7 +294,7 @@ def _comparable(network: Any) -> Any:
             if part.get("class_name") == "__lambda__":
                 return "a lambda"
             kept = {key: value for key, value in part.items() if key not in _NOT_THE_NETWORKS}
-            # Elsewhere a string may be equal to a layer's name, as an activation's is.
+            # Under other keys a string may equal a layer's name by chance, as that of an activation does.
             return {key: number(value) if key == "name" else replaced(value) for key, value in kept.items()}
         return [number(value) for value in part] if isinstance(part, list) else part
 

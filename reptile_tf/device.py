@@ -1,4 +1,4 @@
-"""Where and how the tasks run: the device, the mode, the threads. To be settled before TensorFlow does any work."""
+"""Chooses where and how tasks run: the device, the mode and the threads. Must run before TensorFlow does any work."""
 
 import ctypes
 import glob
@@ -17,12 +17,12 @@ from reptile_tf.progress import log
 
 
 class Placement(NamedTuple):
-    """What `configure` has settled.
+    """The choices of `configure`.
 
     Attributes:
       stacked: whether to stack the tasks into one XLA program.
-      record: what results.json says of it.
-      line: what the log says of it.
+      record: the entries for results.json.
+      line: the line for the log.
     """
 
     stacked: bool
@@ -30,15 +30,15 @@ class Placement(NamedTuple):
     line: str
 
 
-CPU_QUOTA = pathlib.Path("/sys/fs/cgroup/cpu.max")  # of a container, by cgroup v2: microseconds of so many, or "max"
+CPU_QUOTA = pathlib.Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: "QUOTA PERIOD" in microseconds; QUOTA may be "max"
 
 
 def cores() -> int:
-    """How many cores this process may use: by its affinity, and by its container's quota, rounded up."""
+    """Returns the number of cores that the process's affinity and its container's quota (rounded up) allow."""
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = map(int, CPU_QUOTA.read_text().split())
-    except (OSError, ValueError):  # there is none
+    except (OSError, ValueError):  # there is no quota
         return mine
     return max(1, min(mine, math.ceil(quota / period)))
 
@@ -49,23 +49,23 @@ def onednn() -> str:
 
 
 def gpu_memory() -> int:
-    """How many bytes of the first GPU TensorFlow may use; 0 without one."""
+    """Returns the bytes of memory that TensorFlow may use on the first GPU; 0 without a GPU."""
     if not tf.config.get_visible_devices("GPU"):
         return 0
     return next(one.memory_limit for one in device_lib.list_local_devices() if one.device_type == "GPU")
 
 
 def configure(tasks_side_by_side: int, device: str = "auto", mode: str = "auto", tf32: bool = False) -> Placement:
-    """Chooses device and mode, sets TensorFlow's threads and precision and makes its operations deterministic.
+    """Chooses device and mode, sets TensorFlow's threads and precision, and makes its operations deterministic.
 
     Args:
-      tasks_side_by_side: of one worker, in training.
+      tasks_side_by_side: number of tasks that one worker runs side by side in training.
       device: "auto", "cpu" or "gpu"; see `Settings`.
       mode: "auto", "branches" or "stacked"; see `Settings`.
       tf32: see `Settings`.
 
     Raises:
-      UserError: a GPU is asked for, but TensorFlow finds none that it can use.
+      UserError: a GPU is requested, but TensorFlow finds no usable GPU.
     """
     if device == "cpu":
         tf.config.set_visible_devices([], "GPU")
@@ -79,7 +79,7 @@ def configure(tasks_side_by_side: int, device: str = "auto", mode: str = "auto",
         if reason:
             log.warning(f"{reason}; using the CPU (--device cpu silences this)")
     stacked = mode == "stacked" or (mode == "auto" and bool(gpus))
-    # Branches: a core each, since small kernels gain little from two. One program, or one task: all cores within an op.
+    # Each branch gets a core, because small kernels gain little from two. One program, or one task, gets all cores.
     within = cores() if stacked else max(1, cores() // tasks_side_by_side)
     tf.config.threading.set_intra_op_parallelism_threads(within)
     tf.config.threading.set_inter_op_parallelism_threads(cores())
@@ -107,9 +107,9 @@ def configure(tasks_side_by_side: int, device: str = "auto", mode: str = "auto",
 
 
 def _why_no_gpu() -> str:
-    """Why TensorFlow cannot use the NVIDIA GPU that is here; "" if there is none, or it is hidden on purpose.
+    """Returns why TensorFlow cannot use the NVIDIA GPU of this host; "" if there is none, or it is hidden on purpose.
 
-    TensorFlow says it in its log only, which is silenced.
+    TensorFlow reports the reason only in its log, which is silenced.
     """
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
         return ""
@@ -124,11 +124,11 @@ def _why_no_gpu() -> str:
     needed = {"cudart": built["cuda_version"], "cudnn": built["cudnn_version"]}
     if missing := [name for name, version in needed.items() if not _has_library(name, version.split(".")[0])]:
         return here + f"CUDA's libraries are missing ({', '.join(missing)}): pip install -e '.[gpu]'"
-    return here + f"its driver may be too old for CUDA {built['cuda_version']}, or fail (see nvidia-smi)"
+    return here + f"its driver may be too old for CUDA {built['cuda_version']}, or not working (see nvidia-smi)"
 
 
 def _has_library(name: str, version: str) -> bool:
-    """Whether a library of CUDA is where TensorFlow looks: in NVIDIA's Python packages, or where the linker does."""
+    """Returns whether a CUDA library is in NVIDIA's Python packages or on the linker's path, as for TensorFlow."""
     file = f"lib{name}.so.{version}"
     packages = importlib.util.find_spec("nvidia")
     places = list(packages.submodule_search_locations or []) if packages else []

@@ -1,4 +1,4 @@
-"""What training hands to the learner: tasks drawn ahead, by numbers of images where these lie on a GPU."""
+"""Prepares the tasks of training: draws them ahead of time, and keeps the images on a GPU."""
 
 import collections
 import itertools
@@ -14,15 +14,18 @@ from reptile_tf.data.image_classes import ImageClasses
 from reptile_tf.progress import log
 from reptile_tf.tasks import Tasks
 
-# Bounds of one compiled call: meta-iterations, bytes of their tasks, seconds (a signal is answered after it).
-MOST, BYTES, SECONDS = 128, 2**22, 1.0  # more bytes are mostly filling: copied, not used
-SHARE = 0.25  # of a GPU's memory that images may take
+# Upper bounds of one compiled call: meta-iterations, bytes of their tasks, and seconds. Signals are handled between
+# calls. A short call is padded, so larger tasks would mostly be copied for nothing.
+MOST, BYTES, SECONDS = 128, 2**22, 1.0
+SHARE = 0.25  # the fraction of a GPU's memory that images may take
 
 
 def images_on_gpu(classes: ImageClasses) -> tuple[tf.Tensor | None, ImageClasses]:
-    """All images of the classes on the GPU, if there is one, and classes of their numbers (see `numbered`).
+    """Copies all images of the classes to the GPU.
 
-    Without a GPU, or if they would take too much of its memory: None, and the classes as they are.
+    Returns:
+      The images [image, ...] on the GPU, and classes of their indices (see `ImageClasses.numbered`). Without a GPU, or
+      if the images would take too much of its memory: None, and the classes unchanged.
     """
     if not (memory := device.gpu_memory()):
         return None, classes
@@ -40,16 +43,16 @@ def images_on_gpu(classes: ImageClasses) -> tuple[tf.Tensor | None, ImageClasses
 
 
 class Feed:
-    """The tasks of the meta-iterations to come, drawn ahead in a thread of its own, and how many a call takes.
+    """Draws the tasks of future meta-iterations in a thread, and determines how many meta-iterations a call takes.
 
     Args:
-      draw: the tasks of a meta-iteration.
-      first: number of the first meta-iteration.
-      last: the number after the last one.
-      stops: numbers of meta-iterations that bound those of a call.
+      draw: returns the tasks of a meta-iteration.
+      first: index of the first meta-iteration.
+      last: index after that of the last meta-iteration.
+      stops: upper bounds on the number of meta-iterations in a call.
 
     Attributes:
-      room: the most that a call takes.
+      room: maximum number of meta-iterations in a call.
     """
 
     def __init__(self, draw: Callable[[int], Tasks], first: int, last: int, *stops: int):
@@ -70,13 +73,13 @@ class Feed:
         self._thread.shutdown(cancel_futures=True)
 
     def take(self, at_most: int) -> list[Tasks]:
-        """The tasks of the next meta-iterations: of as many as were a second's work at the rate of the latest call."""
+        """Returns the tasks of the next meta-iterations: about one second's work, at most `at_most`."""
         taken = [self._drawn.popleft().result() for _ in range(min(at_most, self._next))]
         self._draw_ahead(len(taken))
         return taken
 
     def took(self, count: int, seconds: float) -> None:
-        """To be called after each call. The first compiles, and tells nothing of the rate."""
+        """Records the duration of a compiled call. The first is ignored, because it includes compilation."""
         self._calls += 1
         if self._calls > 1:
             self._next = max(1, min(self.room, int(count * SECONDS / seconds)))

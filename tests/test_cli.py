@@ -92,7 +92,7 @@ def test_load_gives_the_trained_learner_back(trained):
 @pytest.mark.parametrize(
     ("of_config", "message"),
     [
-        ({"problem": "chess", "network": None}, "'chess', is not known: give the network as load"),
+        ({"problem": "chess", "network": None}, "'chess', is unknown: give the network as load"),
         ({"settings": {"depth": 3, "algorithm": "reptile"}}, "does not know.*depth"),
         ({"settings": []}, "does not know"),
     ],

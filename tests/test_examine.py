@@ -168,18 +168,18 @@ REFUSED = {
     "spectral norm": (lambda: seq(L.SpectralNormalization(L.Conv2D(2, 3))), "changes .*spectral_norm.*: freeze"),
     "renorm": (lambda: seq(L.BatchNormalization(renorm=True)), "changes .*batch_norm.*: freeze"),
     "a tf.Variable that counts": (lambda: seq(Custom(counting, count=tf.Variable(0.0))), "culprit changes a tf.Var"),
-    "noise of NumPy": (lambda: seq(Custom(numpy_noise)), "culprit gives other outputs at every call: give it"),
-    "noise of TensorFlow": (lambda: seq(Custom(stateful_noise)), "culprit draws random numbers from no generator"),
-    "noise of no generator": (lambda: seq(Custom(global_generator)), "culprit gives other outputs at every call"),
-    "noise around a norm": (noise_around_a_norm, "culprit has a batch norm in it and draws"),
+    "noise of NumPy": (lambda: seq(Custom(numpy_noise)), "culprit returns different outputs at every call: give it"),
+    "noise of TensorFlow": (lambda: seq(Custom(stateful_noise)), "culprit draws random numbers without a generator"),
+    "noise of no generator": (lambda: seq(Custom(global_generator)), "culprit returns different outputs at every call"),
+    "noise around a norm": (noise_around_a_norm, "culprit contains a batch norm and draws"),
     "a branch": (lambda: seq(Custom(sometimes, dense=built_dense())), "culprit has weights and a branch .*ops.where"),
     "a tf.function": (remembering, "dense.*/kernel cannot be replaced .*leave out the tf.function"),
     "a tf.function of dropout": (lambda: called(Dropping()), "dropout.* changes a tf.Variable when it is called"),
-    "a tf.function that builds": (lambda: remembering(False), "depend on none of the trainable weights"),
+    "a tf.function that builds": (lambda: remembering(False), "depend on no trainable weight"),
     "noise in a loop": (dropping_in_a_loop, "cannot be called on a batch .*InaccessibleTensorError"),
     "a constraint of variables": (lambda: constrained(lambda w: w.value * 1.0), "constraint of .*kernel must be a"),
     "a constraint of NumPy": (lambda: constrained(lambda w: np.abs(w)), "constraint of .*kernel must be a"),
-    "a constraint that counts": (lambda: constrained(Counted()), "constraint of .*kernel gives"),
+    "a constraint that counts": (lambda: constrained(Counted()), "constraint of .*kernel returns"),
     "softmax": (lambda: keras.Sequential([L.Input((3,)), L.Dense(3, activation="softmax")]), "takes logits"),
     "a layer of softmax": (lambda: keras.Sequential([L.Input((3,)), L.Dense(3), L.Softmax()]), "takes logits"),
     "sigmoid": (lambda: keras.Sequential([L.Input((3,)), L.Dense(3, activation="sigmoid")]), "takes logits"),
@@ -204,14 +204,14 @@ def test_what_would_not_be_exact_is_refused_in_one_line(name, stacked):
 def test_noise_of_a_fixed_seed_is_exact_but_for_xla():
     model = seq(Custom(lambda layer, x, _: x * keras.random.uniform((1, 6, 6, 2), dtype=x.dtype, seed=3)))
     learner(model)
-    with pytest.raises(ValueError, match="culprit has a fixed seed, of which XLA makes other numbers"):
+    with pytest.raises(ValueError, match="culprit has a fixed seed, and XLA draws other numbers"):
         learner(model, stacked=True)
 
 
 def test_operations_that_xla_pads_are_refused_where_it_compiles():
     model = seq(Custom(lambda layer, x, _: x * tf.cast(tf.shape(tf.where(x[0] > 0.5))[0], x.dtype)))
     learner(model)
-    with pytest.raises(ValueError, match="culprit has a Where, whose size depends on values"):
+    with pytest.raises(ValueError, match="culprit has a Where, whose output size depends on values"):
         learner(model, stacked=True)
 
 
@@ -323,7 +323,7 @@ def test_what_runs_task_after_task_is_said_in_one_line(capsys):
 @pytest.mark.slow
 def test_what_xla_does_not_compile_is_said_in_one_line():
     model = seq(Custom(lambda layer, x, _: x + tf.reshape(tf.numpy_function(lambda a: a, [x], x.dtype), tf.shape(x))))
-    line = r"XLA does not compile this network \(\w+\): leave out stacked=True"
+    line = r"XLA cannot compile this network \(\w+\): leave out stacked=True"
     with pytest.raises(ValueError, match=line) as caught:
         learner(model, stacked=True)
     assert "\n" not in str(caught.value)

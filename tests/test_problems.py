@@ -115,7 +115,7 @@ def test_a_layer_may_be_named_as_an_activation_is():
         for activation, name in (("softmax", "softmax"), ("softmax", "softmax_1"), ("relu", "softmax_1"))
     )
     assert configuration._other_network(one, other) == []
-    assert configuration._other_network(one, another) == ["the network there has other layers than the one here"]
+    assert configuration._other_network(one, another) == ["the run's network has other layers than this one"]
     assert configuration._other_network(one, another | {"keras": "0"}) == []  # it may use other words
 
 
@@ -152,7 +152,7 @@ def test_a_network_that_keras_cannot_rebuild_safely_is_asked_for(classes, tmp_pa
     with pytest.raises(UserError, match=r"cannot rebuild the run's network .*give it as load\(folder, model=…\)"):
         rt.load(tmp_path)
     np.testing.assert_array_equal(rt.load(tmp_path, model=make()).phi, trained.phi)
-    with pytest.raises(UserError, match="the network there has other layers"):
+    with pytest.raises(UserError, match="the run's network has other layers"):
         rt.load(tmp_path, model=small(4))
 
 
@@ -183,7 +183,7 @@ def test_a_learner_made_by_itself_is_saved_and_goes_on_where_it_was(classes, tmp
     with pytest.raises(UserError, match="other layers"):
         rt.save(rt.MetaLearner(small(4), keras.optimizers.SGD(), keras.optimizers.SGD()), tmp_path / "learner")
     for own in ({"loss": lambda y, outputs: 0.0 * outputs[0, 0]}, {"meta_gradient": rt.partial_sum([1])}):
-        with pytest.raises(ValueError, match=r"keep learner.state\(\)"):
+        with pytest.raises(ValueError, match=r"save learner.state\(\)"):
             rt.save(learner(**own), tmp_path / "own")
 
 

@@ -171,7 +171,7 @@ def test_divergence_stops_and_names_the_last_good_checkpoint(small_model, glyphs
 
 def test_a_checkpoint_of_another_network_is_refused(whole, glyphs):
     other = keras.Sequential([keras.layers.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
-    with pytest.raises(UserError, match="the network there has other layers than the one here"):
+    with pytest.raises(UserError, match="the run's network has other layers than this one"):
         meta_train(other, glyphs, SETTINGS, held_out=glyphs, folder=RunFolder(whole[0]))
 
 
