@@ -1,4 +1,4 @@
-"""What must be right before anything is imported that needs it: the platform, and Keras's backend."""
+"""Checks the platform and Keras's backend before anything is imported that needs them."""
 
 import contextlib
 import importlib.util
@@ -12,7 +12,7 @@ from reptile_tf.errors import UserError
 
 
 def check() -> None:
-    """Raises UserError unless this is Linux or macOS, and Keras's backend TensorFlow, by KERAS_BACKEND or its file."""
+    """Raises UserError unless the platform is Linux or macOS and Keras is configured to run on TensorFlow."""
     if importlib.util.find_spec("fcntl") is None:
         raise UserError("this runs on Linux and macOS, and on Windows through WSL, which is Linux")
     file = pathlib.Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "keras.json"

@@ -1,4 +1,4 @@
-"""What an evaluation says of single classes and tasks: as JSON, and as pictures."""
+"""Breaks an evaluation down by class and by task, as JSON and as pictures."""
 
 import pathlib
 from collections.abc import Callable
@@ -13,17 +13,17 @@ from reptile_tf.evaluate import Answers, Evaluator
 from reptile_tf.tasks import EvalTasks
 
 WORST_TASKS = 3
-MOST_CLASSES = 25  # of a confusion matrix that can be read
+MOST_CLASSES = 25  # a larger confusion matrix is hard to read
 
 
 class Record(NamedTuple):
     """The evaluation on one set of classes.
 
     Attributes:
-      classes: that tasks were drawn from.
+      classes: the classes from which tasks were drawn.
       draw: draws the tasks again, see `evaluate.answers`.
-      answers: to their queries.
-      transductive: how these were classified.
+      answers: the answers to their queries.
+      transductive: whether the queries were classified in one batch.
     """
 
     classes: ImageClasses
@@ -33,7 +33,7 @@ class Record(NamedTuple):
 
 
 def as_json(record: Record) -> dict[str, Any]:
-    """The accuracy of each class, which classes were taken for which, and the worst tasks.
+    """Returns the accuracy of each class, the confusions between classes, and the worst tasks.
 
     Returns:
       "classes": {name: {"accuracy", "queries"}}, the worst first; "confusions": [{"class", "taken_for", "times",
@@ -70,7 +70,7 @@ def as_json(record: Record) -> dict[str, Any]:
 
 
 def confusion_matrix(path: pathlib.Path, record: Record) -> None:
-    """Draws which classes were taken for which: of the classes that were answered worst, at most 25."""
+    """Draws the confusion matrix of the classes with the lowest accuracy, at most 25."""
     pairs, times, of = record.answers.pairs()
     right = pairs[:, 0] == pairs[:, 1]
     order = np.argsort(times[right] / of[right], kind="stable")[:MOST_CLASSES]
@@ -82,12 +82,12 @@ def confusion_matrix(path: pathlib.Path, record: Record) -> None:
 
 
 def worst_tasks(path: pathlib.Path, record: Record, evaluator: Evaluator) -> None:
-    """Draws the tasks with the fewest right answers, three at most; the classes must be of images."""
+    """Draws the tasks with the lowest accuracy, at most three. The samples must be images."""
     tasks(path, record, evaluator, _worst(record.answers))
 
 
 def tasks(path: pathlib.Path, record: Record, evaluator: Evaluator, numbers: np.ndarray) -> None:
-    """Draws the evaluation's tasks of these numbers, with the probabilities of their queries."""
+    """Draws the evaluation tasks with the given indices, and the probabilities of their queries."""
     drawn = []
     for number in numbers:
         batch = record.draw(first=int(number), count=evaluator.tasks)

@@ -2,9 +2,9 @@
 
   python -m reptile_tf.classify --checkpoint pretrained/omniglot-5way --support shapes --queries new --report new.html
 
-SUPPORT/CLASS/IMAGE are the examples, one or more of each class, of any number of classes from two. The network in
---checkpoint adapts to them and classifies the queries. Images are prepared as those that it was trained on: for a
-network of Omniglot, photographs and scans of drawings serve.
+SUPPORT/CLASS/IMAGE are the examples, at least one of each class and at least two classes. The network in --checkpoint
+adapts to them and classifies the queries. Images are prepared like its training images. An Omniglot network accepts
+photographs and scans of drawings.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from reptile_tf import backend  # nothing that takes time, before the flags are right
+from reptile_tf import backend  # slow imports wait until the flags are checked
 from reptile_tf.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_args(_hyphenated(sys.argv[1:] if argv is None else argv))
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a path that it cannot show is no reason to stop
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may not be encodable
     try:
         _classify(arguments)
     except UserError as error:
@@ -62,34 +62,38 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        epilog="Flags may be written with hyphens or underscores. Images may be of any common format.",
+        epilog="Flags may be written with hyphens or underscores. Images may have any common format.",
     )
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="folder of a trained network")
-    parser.add_argument("--support", required=True, metavar="DIR", help="folder with a folder of images of each class")
+    parser.add_argument("--support", required=True, metavar="DIR", help="folder with one folder of images per class")
     parser.add_argument(
         "--queries", required=True, nargs="+", metavar="PATH", help="images to classify: files, or folders of them"
     )
     parser.add_argument(
-        "--transductive", action="store_true", help="classify all queries together; else each beside the support set"
+        "--transductive",
+        action="store_true",
+        help="classify all queries in one batch, instead of each one in a batch with the support set",
     )
     parser.add_argument(
-        "--steps", type=at_least(0), metavar="N", help="optimizer steps (default: as in the evaluation)"
-    )
-    parser.add_argument("--batch", type=at_least(1), metavar="N", help="images of a minibatch (default: likewise)")
-    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of the minibatches (default: 0)")
-    parser.add_argument(
-        "--save", type=ending(".keras"), metavar="FILE", help="write the classifier: a Keras model, classifier.keras"
+        "--steps", type=at_least(0), metavar="N", help="inner steps (default: as in the run's evaluation)"
     )
     parser.add_argument(
-        "--report", type=ending(".html", ".htm"), metavar="FILE", help="write the images and answers: one HTML file"
+        "--batch", type=at_least(1), metavar="N", help="images per minibatch (default: as in the run's evaluation)"
     )
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all probabilities")
-    parser.add_argument("--csv", type=pathlib.Path, metavar="FILE", help="write file, label and probability")
+    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="seed of the minibatches (default: 0)")
+    parser.add_argument(
+        "--save", type=ending(".keras"), metavar="FILE", help="write the classifier as a Keras model (.keras)"
+    )
+    parser.add_argument(
+        "--report", type=ending(".html", ".htm"), metavar="FILE", help="write images and answers to one HTML file"
+    )
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all probabilities as JSON")
+    parser.add_argument("--csv", type=pathlib.Path, metavar="FILE", help="write file, label and probability as CSV")
     return parser
 
 
 def _hyphenated(argv: Sequence[str]) -> list[str]:
-    """Underscores within flag names made hyphens, values left alone."""
+    """Replaces underscores in flag names, but not in values, by hyphens."""
     normal = []
     for argument in argv:
         name, equals, value = argument.partition("=")

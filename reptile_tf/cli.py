@@ -1,4 +1,4 @@
-"""From a command line to an exit code. TensorFlow is imported only once the flags are right."""
+"""Runs a command line and returns its exit code. TensorFlow is imported only after the flags are checked."""
 
 import contextlib
 import os
@@ -15,13 +15,13 @@ def main(argv: list[str], doc: str, problem: Problem) -> int:
     """Runs a problem's script.
 
     Args:
-      argv: as sys.argv.
-      doc: the script's docstring, the beginning of --help.
-      problem: what to train on.
+      argv: arguments like sys.argv, with the program's name first.
+      doc: the script's docstring, which begins --help.
+      problem: the problem to train on.
 
     Returns:
-      The exit code: 0, 1 after a user's mistake, 2 after a bad flag, 75 if another worker of the cluster is lost,
-      under a launcher or not, 130 or 143 after SIGINT or SIGTERM.
+      The exit code: 0; 1 after a user's mistake; 2 after a bad flag; 75 if another worker of the cluster has stopped;
+      130 or 143 after SIGINT or SIGTERM.
     """
     program = os.path.basename(argv[0])
     show_progress()

@@ -15,17 +15,17 @@ from reptile_tf.errors import UserError
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path | None, done: int) -> Iterator[Callable[..., None]]:
-    """A function of a step and named scalars that writes them as TensorBoard events.
+    """Yields a function of a step and named scalars that writes them as TensorBoard events.
 
-    A run that was killed may have written later steps, which come again: TensorBoard is told to drop the old ones. For
-    that tf.summary has no function, so the events are written as the records that they are.
+    A killed run may have written later steps, which the resumed run repeats. An event tells TensorBoard to drop the old
+    ones. tf.summary cannot write it, so all events are written as plain records.
 
     Args:
-      path: of the events' folder; None: nothing is written.
-      done: the steps done before.
+      path: folder of the events; None writes nothing.
+      done: number of steps already done.
 
     Raises:
-      UserError: they cannot be written.
+      UserError: the events cannot be written.
     """
     if path is None:
         yield lambda step, **scalars: None
@@ -42,10 +42,10 @@ def writing(path: pathlib.Path | None, done: int) -> Iterator[Callable[..., None
     def put(step: int, **what: Any) -> None:
         with told():
             writer.write(tf.compat.v1.Event(wall_time=time.time(), step=step, **what).SerializeToString())
-            writer.flush()  # what comes before a checkpoint does not come again
+            writer.flush()  # a resumed run does not repeat the events before a checkpoint
 
     def write(step: int, **scalars: float) -> None:
-        # Not tensors, as tf.summary's: TensorBoard's EventAccumulator does not drop those.
+        # Not tensors, as tf.summary writes them: TensorBoard's EventAccumulator does not drop those.
         values = [tf.compat.v1.Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
         put(step, summary=tf.compat.v1.Summary(value=values))
 
@@ -59,7 +59,7 @@ def writing(path: pathlib.Path | None, done: int) -> Iterator[Callable[..., None
 
 
 def _name(path: pathlib.Path) -> str:
-    """A name after those in the folder, even if the clock was set back: TensorBoard reads files in order of names."""
+    """Returns a file name that sorts after those in the folder, because TensorBoard reads files in order of names."""
     found = [re.match(r"events\.out\.tfevents\.(\d{10})\.", file.name) for file in path.iterdir()]
     number = max([int(time.time()), *(int(name[1]) + 1 for name in found if name)])
     return f"events.out.tfevents.{number:010}.v2"

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and show when they are damaged."""
+"""Writes files atomically, and detects damaged ones."""
 
 import contextlib
 import hashlib
@@ -17,14 +17,14 @@ _BLOCK = 16 << 20  # bytes
 
 
 class WriteError(UserError):
-    """A file that could not be written; what was there before is as it was."""
+    """Raised if a file cannot be written. An earlier file at its path is unchanged."""
 
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives the path of a file to write, which takes the place of `path` once it is written and on disk.
+    """Yields the path of a temporary file, which replaces `path` once it is written and on disk.
 
-    Until then an older file at `path` stays as it is; if the body raises, nothing is left behind.
+    Until then an earlier file at `path` is unchanged. If the body raises, the temporary file is removed.
 
     Raises:
       WriteError: the folder cannot be written to, or the disk is full.
@@ -45,21 +45,21 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def is_leftover(path: pathlib.Path) -> bool:
-    """Whether `path` is named as `replacing` names a file that is being written: what a killed process leaves."""
+    """Returns whether `path` has the name of a temporary file of `replacing`, which a killed process leaves behind."""
     return re.fullmatch(r"\..*\.\d+\.part(\.[^.]*)?", path.name) is not None
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Replaces the file at `path` by `text` (UTF-8), whole or not at all; raises WriteError as `replacing` does."""
+    """Writes `text` (UTF-8) to `path` atomically; raises WriteError as `replacing` does."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def new_array(path: pathlib.Path, shape: tuple[int, ...], dtype: Any = np.uint8) -> np.memmap:
-    """A new .npy file of zeros, mapped into memory; raises OSError if there is no space for it.
+    """Creates a memory-mapped .npy file of zeros; raises OSError if there is no space for it.
 
-    The zeros are written, since a map over space that is not there would kill the process once the disk is full. (File
-    systems that compress or copy on write may still not have it.)
+    The zeros are written, because writing to a map without disk space would kill the process. (A file system that
+    compresses or copies on write may still run out of space.)
     """
     array = np.lib.format.open_memmap(path, "w+", dtype, shape)
     with open(path, "rb+") as file:
@@ -70,12 +70,12 @@ def new_array(path: pathlib.Path, shape: tuple[int, ...], dtype: Any = np.uint8)
 
 
 def sealed(content: dict[str, Any]) -> str:
-    """A JSON object as text that holds its own SHA-256, for `unsealed` to check."""
+    """Returns a JSON object as text that contains its SHA-256, which `unsealed` checks."""
     return json.dumps(content | {"sha256": _digest(content)}, indent=1) + "\n"
 
 
 def unsealed(text: str) -> dict[str, Any]:
-    """What `sealed` was given; raises ValueError if the text is not just as it was."""
+    """Returns the object in a text of `sealed`; raises ValueError if the text was changed."""
     try:
         content = json.loads(text)
         whole = content.pop("sha256") == _digest(content)

@@ -1,4 +1,4 @@
-"""What a learner's run says beside its weights: how it adapts to new tasks, and what its images were like."""
+"""What a learner knows of its run besides the weights: how to adapt to new tasks, and how images were prepared."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
@@ -10,19 +10,19 @@ if TYPE_CHECKING:
     from reptile_tf.settings import Settings
 
 TWO_VALUES, GREY_LEVELS = 1, 255
-MOST_CLASSES = 2000  # that are looked at
+MOST_CLASSES = 2000  # `pixels` examines at most this many
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Of a run; the defaults are for a learner made by itself.
+    """How a run adapts and how its images were prepared. The defaults are those of a learner without a run.
 
     Attributes:
-      steps: inner steps on a new task.
-      batch: samples of a minibatch of it.
-      replacement: whether each minibatch is drawn by itself.
-      white: the largest pixel value: 1 for drawings of 0 and 1, 255 for photographs; None if it is not known.
-      paper: of drawings, the value of the background, 0 or 1.
+      steps: number of inner steps on a new task.
+      batch: number of samples in a minibatch.
+      replacement: whether minibatches are drawn independently of each other.
+      white: largest pixel value: 1 for drawings of 0 and 1, 255 for photographs; None if unknown.
+      paper: background value of drawings, 0 or 1.
       resampling: how images were resized.
     """
 
@@ -35,19 +35,19 @@ class Origin:
 
     @classmethod
     def of_run(cls, settings: "Settings", pixels: dict[str, Any]) -> "Origin":
-        """From a run's evaluation settings, and `pixels` of its images."""
+        """Makes it from a run's evaluation settings, and from the result of `pixels` for its images."""
         return cls(settings.eval_iters, settings.eval_batch, settings.replacement, **pixels)
 
     def evaluation(self) -> dict[str, Any]:
-        """The evaluation settings by their names."""
+        """Returns the evaluation settings by name."""
         return {"eval_iters": self.steps, "eval_batch": self.batch, "replacement": self.replacement}
 
     def pixels(self) -> dict[str, int]:
-        """What `pixels` gave of the images; nothing if that is not known."""
+        """Returns the result of `pixels` for the images; empty if unknown."""
         return {} if self.white is None else {"white": self.white, "paper": self.paper}
 
     def check(self, x: np.ndarray) -> None:
-        """Raises ValueError if inputs are of another range than the training images."""
+        """Raises ValueError if the range of inputs differs from that of the training images."""
         if self.white is None or not x.size or x.dtype.kind not in "iufb":
             return
         low, high = x.min(), x.max()
@@ -63,19 +63,19 @@ class Origin:
             )
 
     def seems_inverted(self, x: np.ndarray) -> bool:
-        """Whether drawings have more ink than paper, as none of Omniglot's has."""
+        """Returns whether drawings have more ink than paper, which no drawing of Omniglot has."""
         return self.white == TWO_VALUES and x.size > 0 and bool((np.mean(x) >= 0.5) != bool(self.paper))
 
 
 def pixels(classes: "ImageClasses | None") -> dict[str, int]:
-    """What an image each of many classes shows of all, if they are uint8: the largest value, 1 or 255, and the paper's.
+    """Determines `white` and `paper` of uint8 images from one image of each of many classes; {} for other dtypes.
 
-    Of drawings of 0 and 1 the paper's value is the commoner one.
+    For drawings of 0 and 1, the more frequent value is the paper.
     """
     if classes is None or classes.images.dtype != np.uint8:
         return {}
     every = range(0, len(classes), 1 + len(classes) // MOST_CLASSES)
-    some = np.concatenate([classes.of_class(index, slice(1)) for index in every])  # of a class without images, none
+    some = np.concatenate([classes.of_class(index, slice(1)) for index in every])  # a class may have no images
     if some.max(initial=0) > TWO_VALUES:
         return {"white": GREY_LEVELS, "paper": 1}
     return {"white": TWO_VALUES, "paper": int(some.mean() >= 0.5)}

@@ -1,4 +1,4 @@
-"""Image files as a learner's training images were prepared."""
+"""Prepares image files in the same way as a learner's training images."""
 
 import os
 import pathlib
@@ -19,33 +19,38 @@ Paths = str | os.PathLike | Sequence[str | os.PathLike]
 
 
 def images(paths: Paths, like: "MetaLearner") -> np.ndarray:
-    """Image files as a learner takes them: of the size, channels and pixel values of its training images.
+    """Reads image files with the size, channels and pixel values of a learner's training images.
 
-    For a learner of drawings in two values, as Omniglot's, a photograph or scan of a drawing becomes one (see
-    `data.drawings`); for one of photographs an image is resized as those were.
+    For a learner of binary drawings, such as Omniglot's, each photograph or scan is converted to a binary drawing (see
+    `data.drawings`). For other learners an image is only resized and converted.
 
     Args:
-      paths: a file, several files, or a folder of images, taken in the order of their names.
+      paths: a file, several files, or a folder of images, which are read in the order of their names.
       like: the learner.
 
     Returns:
-      uint8 [image, height, width, channel], for `learner.adapt` and what it gives.
+      uint8 [image, height, width, channel], for `learner.adapt` and for the adapted classifier.
 
     Raises:
-      UserError: a file is missing or no image, shows no drawing, or the learner does not say what its images were like.
+      UserError: a file is missing, is not an image, or shows no drawing; or the learner does not know how its training
+        images were prepared.
     """
     shape = _shape(like)
     return np.stack([_prepared(file, shape, like) for file in files(paths)])
 
 
 def examples(path: str | os.PathLike, like: "MetaLearner") -> tuple[np.ndarray, np.ndarray]:
-    """The images of `path/CLASS/IMAGE`, or of a table (see `data.listing`), prepared as by `images`, and their labels.
+    """Reads the support set in `path/CLASS/IMAGE`, or in a table (see `data.listing`), as `images` does.
+
+    Args:
+      path: the folder or table.
+      like: the learner.
 
     Returns:
-      uint8 [image, height, width, channel] and str [image], for `learner.adapt`.
+      The images, uint8 [image, height, width, channel], and their labels, str [image], for `learner.adapt`.
 
     Raises:
-      UserError: as `images`; or there are fewer than two class folders.
+      UserError: as in `images`; or there are fewer than two class folders.
     """
     found = example_files(path)
     labels = [label for label, of_class in found.items() for _ in of_class]
@@ -53,15 +58,15 @@ def examples(path: str | os.PathLike, like: "MetaLearner") -> tuple[np.ndarray, 
 
 
 def example_files(path: str | os.PathLike) -> dict[str, list[pathlib.Path]]:
-    """The image files of each class of `path/CLASS/IMAGE`, in the order of names; raises UserError as `examples`."""
+    """Returns the image files of each class of `path/CLASS/IMAGE`, sorted; raises UserError as `examples` does."""
     found = {label: [pathlib.Path(e.path) for e in entries] for label, entries in listing.of(path).classes.items()}
     if len(found) < 2:
-        raise UserError(f"{path} has one class folder, {next(iter(found))}: give examples of two classes or more")
+        raise UserError(f"{path} has one class folder, {next(iter(found))}: give examples of at least two classes")
     return found
 
 
 def files(paths: Paths) -> list[pathlib.Path]:
-    """The image files that `paths` name: a file, several files, or a folder; raises UserError if there are none."""
+    """Returns the image files that `paths` (a file, several files, or a folder) name; raises UserError if none."""
     if not isinstance(paths, str | os.PathLike):
         return [file for path in paths for file in files(path)]
     path = pathlib.Path(paths)
@@ -81,7 +86,7 @@ def files(paths: Paths) -> list[pathlib.Path]:
 
 
 def _shape(learner: "MetaLearner") -> tuple[int, int, int]:
-    """Height, width and channels that a learner takes; raises UserError if files cannot be prepared for it."""
+    """Returns a learner's height, width and channels; raises UserError if files cannot be prepared for it."""
     shape = tuple(learner.network.facts.input_shape)
     if len(shape) != 3 or None in shape or shape[-1] not in (1, 3):
         raise UserError(f"the learner takes inputs of {shape}, for which files cannot be prepared: give arrays")
@@ -96,7 +101,7 @@ def _shape(learner: "MetaLearner") -> tuple[int, int, int]:
 
 
 def _prepared(file: pathlib.Path, shape: tuple[int, int, int], learner: "MetaLearner") -> np.ndarray:
-    """One image: uint8 [height, width, channel]."""
+    """Prepares one image, uint8 [height, width, channel]."""
     height, width, channels = shape
     if learner.origin.white == TWO_VALUES:
         drawn = drawings.prepared(decode.read(file, None, 1)[..., 0], height, str(file))

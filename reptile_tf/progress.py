@@ -1,4 +1,4 @@
-"""Progress of long work: a live line on a terminal, plain lines in a log."""
+"""Logging and progress: a live line on a terminal, plain lines elsewhere."""
 
 import contextlib
 import io
@@ -14,7 +14,7 @@ log = logging.getLogger("reptile_tf")
 
 
 def _as_text(record: logging.LogRecord) -> bool:
-    """Escapes what is no text in a message, such as a path in no known encoding, which not every handler can write."""
+    """Escapes characters that some handlers cannot write, for example in a path of unknown encoding."""
     record.msg, record.args = record.getMessage().encode("utf-8", "backslashreplace").decode(), None
     return True
 
@@ -26,13 +26,13 @@ _console: "_Console | None" = None
 
 
 def show_progress() -> None:
-    """Shows on standard output what the library logs, with the progress of long work, as the commands do.
+    """Shows the library's log lines and the progress of long work on standard output, as the commands do.
 
-    Without it a program is told warnings alone, by Python's logging, and nothing of progress.
+    Without it, only warnings appear, through Python's logging.
     """
     global _console
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a path or "±" that it cannot show is no reason to stop
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path or "±" may not be encodable
     if _console is not None:
         log.removeHandler(_console)
     _console = _Console()
@@ -42,7 +42,7 @@ def show_progress() -> None:
 
 
 def hush() -> None:
-    """Makes this process show nothing from here on: of the workers of a cluster, one is enough."""
+    """Silences this process. In a cluster only one worker shows its output."""
     if _console is not None:
         _console.setLevel(logging.CRITICAL)
 
@@ -52,9 +52,9 @@ def _is_shown() -> bool:
 
 
 class _Console(logging.Handler):
-    """Lines on standard output, at once, above a live line if there is one.
+    """Prints lines on standard output, above the live line if there is one.
 
-    Hours of work do not end because nobody listens any more, or the log's disk is full: that is said on standard error.
+    A closed pipe or a full disk does not stop a long run: a line on standard error reports it.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -64,7 +64,7 @@ class _Console(logging.Handler):
             sys.stdout.flush()
         except OSError as error:
             hush()
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is in its buffer
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discards the buffer's content
             with contextlib.suppress(OSError):
                 print(f"cannot write to standard output ({error.strerror}): continuing without output", file=sys.stderr)
 
@@ -73,10 +73,10 @@ class Progress:
     """Counts towards a total and shows rate and time left.
 
     Args:
-      what: what is being done.
-      total: units of work in all.
-      done: units done before (a resumed run).
-      unit: the name of one.
+      what: title of the work.
+      total: total number of units.
+      done: number of units already done (in a resumed run).
+      unit: name of a unit.
       silent: show nothing.
     """
 
@@ -87,7 +87,7 @@ class Progress:
         if _is_shown() and sys.stdout.isatty() and not silent:
             self._bar = tqdm.tqdm(desc=what, total=total, initial=done, unit=f" {unit}", file=sys.stdout, leave=False)
         self._said = time.monotonic()
-        self._began: tuple[float, int] | None = None  # when the first advance was reported, and where it stood
+        self._began: tuple[float, int] | None = None  # time and units at the first call of `advance`
 
     def __enter__(self) -> "Progress":
         return self
@@ -97,7 +97,7 @@ class Progress:
             self._bar.close()
 
     def advance(self, units: int, note: str = "") -> None:
-        """Reports that `units` more are done; `note` stands at the end of the line."""
+        """Adds finished units; `note` appears at the end of the line."""
         self._done += units
         if self._silent:
             return
@@ -106,7 +106,7 @@ class Progress:
             self._bar.update(units)
             return
         now = time.monotonic()
-        self._began = self._began or (now, self._done)  # the first includes compiling and would spoil the rate
+        self._began = self._began or (now, self._done)  # excludes the first units, whose time includes compilation
         if now - self._said < SECONDS_BETWEEN_LINES and self._done < self._total:
             return
         self._said = now

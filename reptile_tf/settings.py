@@ -168,7 +168,7 @@ class Settings:
             raise SettingsError("--algorithm maml needs --inner-optimizer sgd: it differentiates through steps of SGD")
         if self.gradients and not 1 <= min(self.inner_gradients) <= max(self.inner_gradients) <= self.inner_iters:
             raise SettingsError(
-                f"--gradients must be numbers from 1 to --inner-iters {self.inner_iters}, such as 1,2, "
+                f"--gradients must be numbers from 1 to --inner-iters {self.inner_iters}, as in 1,2, "
                 f"not {self.gradients!r}"
             )
         if self.foml_tail and not self.last_minibatch_apart:

@@ -285,7 +285,7 @@ def mistakes(folder):
     (folder / "text.png").write_text("no image")
     return {
         f"--support={folder / 'none'}": "no folder .*none; name one that holds a folder of images for each class",
-        f"--support={folder / 'one'}": "has one class folder, only: give examples of two classes or more",
+        f"--support={folder / 'one'}": "has one class folder, only: give examples of at least two classes",
         f"--queries={folder / 'none'}": "no file or folder .*none; name an image, or a folder of images",
         f"--queries={folder / 'one'}": "no images in .*one; put some there",
         f"--queries={folder / 'text.png'}": "cannot read .*text.png as an image",

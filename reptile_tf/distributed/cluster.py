@@ -50,38 +50,38 @@ class Cluster:
 
     @property
     def is_chief(self) -> bool:
-        """Whether this is the worker that reads and writes the run's folder and speaks."""
+        """Whether this worker reads and writes the run's folder and shows output."""
         return self.index == 0
 
     @property
     def stopping(self) -> int:
-        """The signal that ends training, 0 if there is none; the same on all workers after an exchange."""
+        """The signal that ends training, or 0. After an exchange it is the same on all workers."""
         return self.caught[0] if self.caught else 0
 
     def share(self, tasks: int) -> tuple[int, int]:
-        """This worker's of so many tasks, as first and count; shares differ by one at most and may be empty."""
+        """Returns this worker's share of `tasks` tasks as (first, count). Shares differ by at most one task."""
         first = self.index * tasks // self.count
         return first, (self.index + 1) * tasks // self.count - first
 
     def sum(self, value: tf.Tensor, patient: bool = False) -> tf.Tensor:
-        """The sum over all workers; all call it, in the same order, with the same shape and dtype (float32, float64).
+        """Sums a tensor over all workers, which all must call it in the same order.
 
         Args:
-          value: this worker's.
-          patient: wait for the others as long as they live, and say for whom.
+          value: this worker's summand, float32 or float64, of the same shape and dtype on all workers.
+          patient: wait for the other workers while they run, and log which one is awaited.
 
         Raises:
-          ClusterError: a worker is gone or does not come; the message names it.
+          ClusterError: a worker has stopped or does not connect; the message names it.
         """
         del patient
         return value
 
     def from_chief(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The chief's arrays; the others give some of the same shapes and dtypes. Integers below 2**53 are exact."""
+        """Returns the chief's arrays. Others pass arrays of the same shapes and dtypes. Integers are below 2**53."""
         return list(arrays)
 
     def text_from_chief(self, text: Callable[[], str]) -> str:
-        """What `text`, called on the chief only, returns."""
+        """Calls `text` on the chief only, and returns its result on all workers."""
         return text()
 
     def agree(self, what: str, value: Any, patient: bool = False) -> None:
