@@ -2,7 +2,8 @@
 
   python -m reptile_tf.launch --workers 8 run_omniglot.py --preset omniglot-1shot-5way
 
-One process per GPU, or the CPU's cores divided. On several hosts a scheduler starts the processes and sets TF_CONFIG.
+Each process gets a GPU, or a share of the CPU's cores. On several hosts a scheduler starts the processes and sets
+TF_CONFIG.
 """
 
 import argparse
@@ -191,14 +192,14 @@ def _gpus(count: int) -> list[str]:
 
 
 def launch(script: str, flags: Sequence[str], workers: int, restarts: int = 0) -> int:
-    """Runs a script as so many workers, and again if one is lost.
+    """Runs a script as several workers, and restarts all of them if one has stopped.
 
     Args:
-      script: its path.
-      flags: its command line, the same for all.
-      workers: how many.
-      restarts: how often to start all again, unless a worker has ended with a mistake's code or by a signal to stop;
-        they go on from the newest checkpoint.
+      script: path of the script.
+      flags: its command line, the same for all workers.
+      workers: number of workers.
+      restarts: how often to restart all workers from the newest checkpoint. There is no restart after a user's mistake
+        or a signal to stop.
 
     Returns:
       The exit code: 0, a mistake's, else the first failure's, 130 after SIGINT, or 143 after SIGTERM or SIGHUP.
@@ -251,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--restarts",
         type=_at_least(0),
         default=0,
-        help="how often to start all again after a worker is lost or crashes; not after a mistake (default: 0)",
+        help="how often to restart all workers after one has stopped or crashed, not after a mistake (default: 0)",
     )
     parser.add_argument("script", help="what to run, such as run_omniglot.py")
     parser.add_argument("flags", nargs=argparse.REMAINDER, help="the script's own flags")

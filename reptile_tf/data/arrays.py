@@ -1,4 +1,4 @@
-"""Classes of arrays of any kind: what a function makes of others, and data sets of pairs of sample and label."""
+"""Classes of arrays of any kind: results of a function on other classes, and data sets of (sample, label) pairs."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ def mapped(
     batch: int = 256,
     store: str | os.PathLike | None = None,
 ) -> ImageClasses:
-    """Classes of what a function makes of the samples: the same names, in the same order; not scaled any more.
+    """Returns classes of a function's results for the samples, with the same names, in the same order, and scale 1.
 
     Args:
       classes: of images or other samples.
@@ -75,16 +75,16 @@ def mapped(
 def from_dataset(
     dataset: Iterable[tuple[Any, Any]], names: Sequence[str] | None = None, scale: float = 1.0
 ) -> ImageClasses:
-    """Classes of a data set's samples by their labels, in the order of the labels; held in memory.
+    """Groups a data set's samples by label, in the order of the labels, in memory.
 
     Args:
       dataset: pairs (x, y), such as a tf.data.Dataset that is not batched: x of any shape, the same for all, and y an
         integer or a string.
-      names: of the classes with labels 0, 1, …; by default the labels themselves.
-      scale: what samples are multiplied by to become the network's input, 1/255 for images of 0 to 255.
+      names: names of the classes with labels 0, 1, …; by default the labels themselves.
+      scale: factor by which samples are multiplied for the network: 1/255 for images of 0 to 255.
 
     Raises:
-      ValueError: it is batched, empty, or its samples differ in shape.
+      ValueError: the data set is batched or empty, or its samples differ in shape.
     """
     groups: dict[Any, list[np.ndarray]] = {}
     for x, y in dataset:

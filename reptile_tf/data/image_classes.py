@@ -1,4 +1,4 @@
-"""The one type that every data set gives: images grouped by class."""
+"""The type of every data set: images grouped by class."""
 
 import dataclasses
 import os
@@ -10,18 +10,18 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
 class ImageClasses:
-    """Images grouped by class; classes may differ in size, and share the images with those they were made from.
+    """Images grouped by class. Classes may differ in size. Derived objects share the images and do not copy them.
 
     Attributes:
-      images: uint8 [image, height, width, channel], the images of a class side by side; may be memory-mapped.
-      starts: int64 [class], where the images of each class begin.
-      counts: int64 [class], how many there are.
-      names: one name per class, unique.
-      scale: what a pixel is multiplied by to become the network's input (1 for 0/1 images, 1/255 for photographs).
-      flips: whether the second half of a class's images are those of the first half, mirrored when they are taken; so
-        counts are twice what there is in `images`.
-      turns: quarter turns counterclockwise, of each class, by which its images are turned when they are taken: so
-        rotated classes need no memory. Without it there are none.
+      images: uint8 [image, height, width, channel]; the images of a class are adjacent. May be memory-mapped.
+      starts: int64 [class], index of the first image of each class.
+      counts: int64 [class], number of images of each class.
+      names: one unique name per class.
+      scale: factor by which pixels are multiplied for the network (1 for 0/1 images, 1/255 for photographs).
+      turns: quarter turns counterclockwise by which each class's images are rotated when read, so that rotated classes
+        need no memory; () for none.
+      flips: whether each class also has its images mirrored, which are made when read, as the second half of the class;
+        `counts` includes them.
     """
 
     images: np.ndarray
@@ -38,9 +38,12 @@ class ImageClasses:
 
     @classmethod
     def from_groups(cls, groups: dict[Any, np.ndarray], scale: float = 1.0) -> "ImageClasses":
-        """Joins `{class name: uint8 [image, height, width, channel]}`, keeping the order of the dict.
+        """Joins `{class name: uint8 [image, height, width, channel]}` in the order of the dict.
 
-        Names that are no strings, such as numbers, become some; raises ValueError if two are alike then.
+        Names are converted to strings.
+
+        Raises:
+          ValueError: two names are equal as strings.
         """
         names = tuple(str(name) for name in groups)
         if len(set(names)) < len(names):
@@ -55,7 +58,7 @@ class ImageClasses:
         )
 
     def of_class(self, index: int, which: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """The images of one class, or `which` of them (counted from 0): uint8 [image, height, width, channel]."""
+        """Returns the images of one class, or those at the indices `which`: uint8 [image, height, width, channel]."""
         count = int(self.counts[index]) // (2 if self.flips else 1)
         images = self.images[self.starts[index] : self.starts[index] + count]
         if self.flips:
@@ -78,11 +81,11 @@ class ImageClasses:
         return images
 
     def numbered(self) -> tuple[np.ndarray, "ImageClasses"]:
-        """The images apart from the classes, so that tasks can be drawn as numbers of images.
+        """Separates the images from the classes, so that tasks can be drawn as indices of images.
 
         Returns:
-          uint8 [image, height, width, channel], all images, turned as their classes say; and the classes with the
-          numbers of these, int32 [image], for images.
+          All images, rotated and mirrored, uint8 [image, height, width, channel]; and the classes, whose `images` are
+          their indices, int32 [image].
         """
         images = np.concatenate([self.of_class(index) for index in range(len(self))])
         numbers, starts = np.arange(len(images), dtype=np.int32), np.cumsum(self.counts) - self.counts
@@ -100,7 +103,7 @@ class ImageClasses:
         return [self.names[index] for index in upright if alike(index)]
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "ImageClasses":
-        """The classes at `indices` (int [class]), in that order; the images are shared, not copied."""
+        """Returns the classes at `indices` (int [class]), in that order. The images are shared, not copied."""
         indices = np.asarray(indices, np.int64)
         names = tuple(self.names[i] for i in indices)
         turns = tuple(self.turns[i] for i in indices) if self.turns else ()
@@ -122,7 +125,7 @@ class ImageClasses:
     def map(
         self, function: Callable[[np.ndarray], Any], batch: int = 256, store: str | os.PathLike | None = None
     ) -> "ImageClasses":
-        """Classes of what a function makes of the samples, computed once; see `arrays.mapped`."""
+        """Returns classes of a function's results for the samples, computed once; see `arrays.mapped`."""
         from reptile_tf.data import arrays
 
         return arrays.mapped(self, function, batch, store)
@@ -148,7 +151,7 @@ class ImageClasses:
         """Adds to every class its images mirrored left to right.
 
         Raises:
-          ValueError: they are no images.
+          ValueError: the samples are not images.
         """
         if self.images.ndim != 4:
             raise ValueError(f"samples of shape {self.images.shape[1:]} are no images: they cannot be mirrored")
