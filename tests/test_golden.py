@@ -1,4 +1,4 @@
-"""Trajectories of the authors' TensorFlow 1 code, reproduced in float64 by the code that trains."""
+"""The training code reproduces, in float64, trajectories of the original TensorFlow 1 code."""
 
 import json
 import os

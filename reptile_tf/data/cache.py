@@ -1,7 +1,7 @@
-"""Decoded images kept beside their source, so that the next start takes a moment and maps them into memory.
+"""Stores decoded images beside their source, so that the next start only maps them into memory.
 
-All processes of a machine share them, and nothing is read that no task asks for. A store is two files: the images, a
-.npy, and a manifest that says what they are of and is written last, so that there is never a wrong pair.
+All processes of a machine share the mapped pages, and only images that a task uses are read. A store consists of two
+files: the images, a .npy, and a manifest that identifies them. The manifest is written last, so the two always match.
 """
 
 import contextlib
@@ -31,8 +31,8 @@ class Prepared(NamedTuple):
 
     Attributes:
       images: uint8 [image, height, width, channel].
-      counts: how many images each class has, by name, in the order of the images.
-      found: what else there is to say of the source, in types of JSON.
+      counts: number of images of each class, by name, in the order of the images.
+      found: further facts about the source, as JSON types.
     """
 
     images: np.ndarray
@@ -75,9 +75,9 @@ def prepared(
     required: bool = True,
     dtype: np.dtype | type = np.uint8,
 ) -> Prepared:
-    """The decoded images of a source: from the store if it was made under `key`, else decoded into a new one.
+    """Returns the decoded images of a source, from the store if its key matches, otherwise decoded into a new store.
 
-    A damaged store is made anew, with a warning. Of several processes at once one decodes, and the others wait for it.
+    A damaged store is replaced, with a warning. If several processes start at once, one decodes and the others wait.
 
     Args:
       manifest: the path of the manifest, PLACE.json; the images are beside it.
@@ -111,7 +111,7 @@ def prepared(
 
 
 def _read(manifest: pathlib.Path, key: str, shape: tuple[int, ...], dtype: Any, verify: bool) -> Prepared | None:
-    """What is stored if it was made under `key` and is whole."""
+    """Reads the store if its key matches and it is undamaged; returns None otherwise."""
     try:
         stored = files.unsealed(manifest.read_text(encoding="utf-8"))
         if stored["key"] != key:
@@ -146,7 +146,7 @@ def _write(manifest: pathlib.Path, key: str, shape: tuple[int, ...], dtype: Any,
     try:
         files.write_text(manifest, files.sealed(stored))
     except files.WriteError:
-        store.unlink()  # without a manifest it is none, and would take the next one's space
+        store.unlink()  # useless without a manifest, and would take up the space of the next store
         raise
     for old in _named(manifest, "", rf"{_KEY}\.npy"):
         if old != store:
@@ -165,10 +165,7 @@ def _named(manifest: pathlib.Path, before: str, after: str) -> list[pathlib.Path
 
 @contextlib.contextmanager
 def _alone(manifest: pathlib.Path) -> Iterator[bool]:
-    """Waits until no other process prepares this store, and removes what a killed one left half written.
-
-    Yields whether it had to wait.
-    """
+    """Locks the store, removes files that a killed process left half written, and yields whether it had to wait."""
     try:
         # A file that is written to, since network file systems lock no others for all hosts.
         lock = open(manifest.with_name(f".{manifest.stem}.lock"), "a")  # noqa: SIM115  (the body's errors are not its)

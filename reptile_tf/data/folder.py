@@ -1,4 +1,4 @@
-"""Images of one's own in class folders, or in a table (see `listing`), decoded as viewers show them."""
+"""Loads the user's images from class folders or a table (see `listing`), decoded as viewers show them."""
 
 import collections
 import concurrent.futures
@@ -78,7 +78,7 @@ def prepare(
     skip_bad_images: bool = False,
     required: bool = True,
 ) -> tuple[ImageClasses, list[dict[str, str]]]:
-    """Decodes what was listed, on all cores, showing progress; or takes it from its store.
+    """Decodes the listed files on all cores and shows progress, or reads them from their store.
 
     Args:
       found: the files.
@@ -149,11 +149,11 @@ def check_apart(same: Sequence[Mapping[str, str]], sets: Mapping[str, str], root
 
 
 class Decoded(NamedTuple):
-    """What is to be said of decoded files.
+    """Facts about decoded files.
 
     Attributes:
-      bad: the indices of those that are no images, in order.
-      several: the indices of those with several pictures, in order.
+      bad: sorted indices of files that are not images.
+      several: sorted indices of files with several pictures.
       digests: SHA-256 of each file's content.
     """
 
