@@ -60,7 +60,7 @@ class Settings:
                                          "built-in drawings that need no data", fixed=True)
     seed: int = _setting(0, TASKS, "seed of the split, the initial weights and the tasks", low=0, high=2**64 - 1,
                          fixed=True)
-    split: str = _setting("", TASKS, "classes for training, validation and test: percentages, such as 64,16,20; or a "
+    split: str = _setting("", TASKS, "classes for training, validation and test: shares, such as 64,16,20; or a "
                                      "file with the names of the test classes, one per line; or, for Omniglot, "
                                      "background, which tests on its evaluation alphabets (default: sets of folders or "
                                      "a table, otherwise 64,16,20; for Omniglot as in the paper)", fixed=True)
