@@ -18,6 +18,7 @@ SMALL = {
     "run_miniimagenet.py": RUN,
     "benchmarks/speed.py": "--rounds=1 --seconds=0.1 --against=eager",
     "benchmarks/classes.py": "--classes 10 20 --meta-iters=1 --rounds=1",
+    "benchmarks/onednn.py": "--rounds=1 --meta-iters=1",
     "benchmarks/scaling.py": "--rounds=1 --seconds=0.1 --meta-batches 2",
     "pytest": "--collect-only -q",
 }
