@@ -27,7 +27,7 @@ def test_a_run_imports_little_besides_tensorflow_and_keras():
     assert "reptile_tf.run" in imported
     assert [name for name in imported if name.startswith(LATE)] == []
     packages = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names)
-    assert {name for name in packages if not name.startswith("_")} <= {"reptile_tf", "numpy", "tqdm", "absl"}
+    assert {name for name in packages if not name.startswith("_")} <= {"reptile_tf", "numpy", "tqdm", "PIL"}
 
 
 def test_help_imports_neither_numpy_nor_tensorflow():
