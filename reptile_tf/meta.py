@@ -253,7 +253,7 @@ class MetaLearner:
     def adapt(
         self,
         x: np.ndarray,
-        y: Sequence,
+        y: np.ndarray | Sequence,
         *,
         steps: int | None = None,
         batch: int | None = None,
