@@ -44,7 +44,7 @@ class Support(NamedTuple):
     outputs: int
 
     @classmethod
-    def of(cls, learner: "MetaLearner", x: np.ndarray, y: Sequence) -> "Support":
+    def of(cls, learner: "MetaLearner", x: np.ndarray, y: np.ndarray | Sequence) -> "Support":
         """Checks a support set; arguments and errors are those of `MetaLearner.adapt`."""
         network = learner.network
         x, targets = np.asarray(x), np.asarray(y)
