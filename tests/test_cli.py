@@ -138,6 +138,7 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
     assert f"stopped after {done} meta-iterations, saved in {folder}; run the same command again to resume" in said
 
 
+@pytest.mark.slow
 def test_pretrained_takes_network_way_and_split_from_the_checkpoint(trained, tmp_path):
     folder, _ = trained
     arguments = ["--pretrained", "--source=glyphs", "--shots=2", "--transductive", "--eval-samples=6"]
@@ -272,6 +273,7 @@ def test_another_network_than_the_checkpoints_is_refused(main, trained):
     assert "--learning-rate 0.0005 (it has 0.001)" in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ways", [2, 5])
 def test_an_evaluation_may_have_other_ways_than_the_training(main, trained, tmp_path, ways):
     shutil.copytree(trained[0], tmp_path / "run")
@@ -282,6 +284,7 @@ def test_an_evaluation_may_have_other_ways_than_the_training(main, trained, tmp_
     assert 0 < results["train"]["accuracy"] <= 1
 
 
+@pytest.mark.slow
 def test_pretrained_tests_on_the_checkpoints_own_split(main, trained, tmp_path, monkeypatch):
     """Not on one drawn anew, which would hold characters that the network was trained on."""
     folder = tmp_path / "run"
@@ -327,6 +330,7 @@ def test_too_little_memory_gets_one_line(main, monkeypatch, raised):
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_folder_may_have_a_name_that_is_no_text(main):
     folder = os.fsdecode(b"a\xff")
     code, error = main(*TINY, f"--checkpoint={folder}", "--meta-iters=2", "--eval-samples=2")

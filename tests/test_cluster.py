@@ -286,6 +286,7 @@ def test_a_worker_that_hangs_is_named(tmp_path):
     processes[1].communicate()
 
 
+@pytest.mark.slow
 def test_workers_with_other_flags_are_refused(tmp_path):
     processes, addresses = cluster(2, lambda index: f"--seed={index}", f"--checkpoint={tmp_path}/run")
     for process in processes:

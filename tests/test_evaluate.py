@@ -116,6 +116,7 @@ def test_answers_are_the_stock_models(float64, small_model, glyphs, transductive
     np.testing.assert_allclose(Evaluator(one, at_most=1).logits(batch)[transductive][0], expected, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_stacked_equals_branches(float64, small_model, glyphs):
     logits = []
     for stacked in (False, True):

@@ -95,6 +95,7 @@ def run(model, glyphs, folder=None, **options):
     return train.meta_train(model, glyphs, SETTINGS, held_out=glyphs, folder=held, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [1e-9, 1e9], ids=["one a call", "as many as may be"])
 def test_a_run_is_the_same_whatever_a_call_takes(small_model, glyphs, monkeypatch, one_by_one, seconds):
     expected = run(small_model(), glyphs).state()
@@ -114,6 +115,7 @@ def test_a_run_is_the_same_whatever_a_call_takes(small_model, glyphs, monkeypatc
     assert learner._meta_iterations.experimental_get_tracing_count() == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_within_a_call_goes_on_to_the_same_weights(small_model, glyphs, monkeypatch, tmp_path):
     monkeypatch.setattr(feed, "SECONDS", 1e9)
     expected, steps = run(small_model(), glyphs).state(), MetaLearner.steps

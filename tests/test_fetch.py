@@ -52,6 +52,7 @@ def test_what_is_there_already_but_not_complete_is_left_alone(mirror, root):
     assert unpacked(root / "omniglot") == {"images_background/mine.png": b"precious"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ZIPS, reason="OMNIGLOT_ZIPS names no folder of Omniglot's archives")
 def test_the_script_fetches_the_real_archives(root):
     done = run("omniglot", DATA_DIR=str(root), OMNIGLOT_URL=pathlib.Path(ZIPS).resolve().as_uri())

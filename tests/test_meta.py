@@ -242,6 +242,7 @@ def test_maml_through_the_kernels_of_float32(glyphs, request):
     assert relative(first_order, expected, np.zeros_like(expected)) > 0.1  # so the second order matters
 
 
+@pytest.mark.slow
 def test_partial_sums_are_reptile_and_first_order_maml(float64, small_model, glyphs):
     batch = tasks.training_tasks(glyphs, iteration=0, **TRAINING)
     apart = batch._replace(minibatches=batch.minibatches[:, :-1], query=batch.minibatches[:, -1:])
@@ -261,6 +262,7 @@ def test_a_step_follows_the_mean_of_the_meta_gradients(small_model, glyphs):
     np.testing.assert_allclose(one.phi.numpy(), before["phi"] - 0.5 * gradients.mean(0), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("meta_gradient", [reptile, foml, maml])
 def test_side_by_side_equals_sequential_with_sgd(float64, small_model, glyphs, meta_gradient):
     options = {"meta_gradient": meta_gradient}
@@ -270,6 +272,7 @@ def test_side_by_side_equals_sequential_with_sgd(float64, small_model, glyphs, m
     assert relative(side["phi"], sequential["phi"], start) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sequential", [False, True])
 def test_one_stacked_program_equals_branches(float64, small_model, glyphs, sequential):
     start = learner(small_model(), adam()).state()

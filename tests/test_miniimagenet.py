@@ -201,6 +201,7 @@ def test_a_run_trains_looks_at_validation_classes_and_evaluates_all_three(run, t
     assert "val" in json.loads((tmp_path / "run" / "evaluation-1shot-transductive.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_bad_photograph_stops_a_run_with_one_line(run, tmp_path, photographs):
     (photographs / "val" / "v1" / "2.JPEG").write_bytes(b"\xff\xd8\xff")
     code, _, error = run()

@@ -144,6 +144,7 @@ def test_a_damaged_store_is_made_anew_with_a_warning(data_dir, harm, file, capsy
     assert not capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_of_the_images_header_goes_unnoticed(data_dir, capsys):
     before = omniglot.load_raw(data_dir).images.copy()
     path = stored(data_dir)["images"]
@@ -294,6 +295,7 @@ def timed(load):
     return min(times), loaded
 
 
+@pytest.mark.slow
 @needs_zips
 def test_real_drawings_match_pillows(real, real_dir):
     name = "Japanese_(katakana)/character33"
@@ -312,6 +314,7 @@ def test_the_real_store_loads_within_a_second(real, real_dir):
     np.testing.assert_array_equal(again.images, real.images)
 
 
+@pytest.mark.slow
 @needs_zips
 def test_tensorflow_datasets_gives_the_same_arrays(real, tfds, tmp_path):
     loaded = omniglot.load_tfds(tmp_path / "tfds")

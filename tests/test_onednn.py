@@ -31,6 +31,7 @@ def run(folder, *arguments, **more):
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="TensorFlow has oneDNN to turn on")
 def test_a_run_keeps_what_it_began_with_unless_the_variable_is_set(tmp_path):
     folder = tmp_path / "run"

@@ -67,6 +67,7 @@ def by_threads(count, work):
     return [future.result() for future in done]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("meta_batch", "stacked", "inner"),
     [
@@ -97,6 +98,7 @@ def test_all_workers_end_where_one_would(float64, small_model, glyphs, meta_batc
             np.testing.assert_allclose(ours[name], value, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chief", [1, 2])
 def test_workers_with_other_numbers_of_cores_share_an_evaluation(float64, monkeypatch, small_model, glyphs, chief):
     """Of the last round one worker has no task."""

@@ -137,6 +137,7 @@ def test_the_browser_computes_what_keras_does(exported):
     assert len(set(ours["tensors"])) == 1
 
 
+@pytest.mark.slow
 @in_node
 @pytest.mark.parametrize("kind", ["miniimagenet", "sgd, weight decay, a model of one's own"])
 def test_other_models_too(kind, tmp_path, small_model):
@@ -245,6 +246,7 @@ def predicted_in_javascript(pixels, folder):
     return np.array(json.loads(done.stdout.splitlines()[-1]))
 
 
+@pytest.mark.slow
 @in_node
 @on_omniglot
 @pytest.mark.parametrize(("way", "least"), [(2, 0.9), (4, 0.75), (5, 0.65)])
@@ -259,6 +261,7 @@ def test_the_demos_model_serves_other_numbers_of_classes(way, least, tmp_path):
     assert accuracy.accuracy > least
 
 
+@pytest.mark.slow
 @in_node
 @on_omniglot
 def test_the_demos_model_classifies_real_drawings_as_python_does(tmp_path):

@@ -85,6 +85,7 @@ def test_checkpoints_do_not_copy_a_configuration_that_was_damaged_meanwhile(run)
     assert RunFolder(run.path).config() == CONFIG
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_goes_unnoticed(run):
     """Of the newest checkpoint, 400 bits all over; of the configuration, all."""
     newest, config = run.path / "checkpoint-0000011.npz", run.path / "config.json"

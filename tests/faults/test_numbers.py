@@ -150,6 +150,7 @@ def test_a_class_of_identical_images_is_named_and_trains(small_model, glyphs, ca
     assert "warning" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stacked", [False, True])
 def test_batches_without_variance_stay_finite(small_model, glyphs, stacked, capsys):
     """Batch norm divides by the root of a variance of zero, and epsilon."""

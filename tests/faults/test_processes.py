@@ -135,6 +135,7 @@ def make_photographs(folder):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data_set", ["miniimagenet", "omniglot"])
 def test_fetching_killed_at_random_moments_puts_all_or_nothing_in_place(tmp_path, data_set, record_property):
     if data_set == "omniglot" and not ZIPS:
