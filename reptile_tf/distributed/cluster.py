@@ -115,7 +115,7 @@ class _Workers(Cluster):
             return strategy.run(all_reduce, args=(vector,))
 
         self._all_reduce = {
-            dtype: tf.function(over_workers, input_signature=[tf.TensorSpec([None], dtype)])
+            dtype: tf.function(over_workers, autograph=False, input_signature=[tf.TensorSpec([None], dtype)])
             for dtype in (tf.float32, tf.float64)
         }
 
