@@ -1,4 +1,4 @@
-"""The pictures of a run: its learning curve, and one test task after adaptation."""
+"""Draws the figures of a run: its learning curve, adapted test tasks and the confusion matrix."""
 
 import pathlib
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from reptile_tf import files
 from reptile_tf.evaluate import Accuracy
 from reptile_tf.tasks import EvalTasks
 
-# Okabe and Ito's colours, which the colour-blind tell apart.
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, SKY, GREEN, GREY = "#0072B2", "#D55E00", "#56B4E9", "#009E73", "#777777"
 
 
 def curve(history: np.ndarray, points: int) -> list[tuple[float, Accuracy]]:
-    """Averages the validations over at most so many points: mean meta-iteration and accuracy of each.
+    """Groups the validations into at most `points` points; returns the mean meta-iteration and accuracy of each.
 
     Args:
       history: float64 [task, 3], see `checkpoint.Checkpoint`.
-      points: how many.
+      points: maximum number of points.
     """
     validations = np.unique(history[:, 0])
     groups = np.array_split(validations, min(points, len(validations)))
@@ -28,12 +28,12 @@ def curve(history: np.ndarray, points: int) -> list[tuple[float, Accuracy]]:
 
 
 def learning_curve(path: pathlib.Path, history: np.ndarray, what: str) -> None:
-    """Draws validation accuracy against meta-iterations, each point a mean of several with its 95 % interval.
+    """Draws validation accuracy against meta-iterations. Each point averages several validations, with a 95 % interval.
 
     Args:
-      path: of the PNG.
+      path: the PNG file to write.
       history: float64 [task, 3], see `checkpoint.Checkpoint`.
-      what: the data set, for the title.
+      what: name of the data set, for the title.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="meta-iteration", ylabel="accuracy on held-out classes (%)")
@@ -53,9 +53,9 @@ def adapted_tasks(path: pathlib.Path, tasks: Sequence[tuple[EvalTasks, np.ndarra
     """Draws tasks one below another: a row per class with its support images, its query and the query's probabilities.
 
     Args:
-      path: of the PNG.
-      tasks: the first of each `EvalTasks`, of images, is drawn, with float [query, class] probabilities of its queries
-        after adaptation. At most five support images of a class are shown.
+      path: the PNG file to write.
+      tasks: pairs of an `EvalTasks` of images, whose first task is drawn, and the probabilities of that task's queries
+        after adaptation, float [query, class]. At most five support images per class are shown.
     """
     way, shots = tasks[0][1].shape[1], tasks[0][0].support.x.shape[1] // tasks[0][1].shape[1]
     figure = Figure(figsize=(1.1 * min(shots, 5) + 5.5, (0.9 * way + 0.7) * len(tasks)), layout="constrained")
@@ -68,10 +68,10 @@ def confusion(path: pathlib.Path, names: Sequence[str], shares: np.ndarray) -> N
     """Draws a confusion matrix.
 
     Args:
-      path: of the PNG.
-      names: of the classes.
-      shares: float [class, answer], which share of a class's queries was taken for a class, of the tasks that had both;
-        nan where none had.
+      path: the PNG file to write.
+      names: names of the classes.
+      shares: float [class, answer], the share of the queries of `class` that were classified as `answer`, among the
+        tasks that contained both classes; nan if no task did.
     """
     side = 2.5 + 0.28 * len(names)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
@@ -114,7 +114,7 @@ def _adapted_task(figure: SubFigure, tasks: EvalTasks, probabilities: np.ndarray
 
 
 def _plain(text: str) -> str:
-    """A name that may be a folder's: not every letter is in the font."""
+    """Returns `text` in ASCII, since the font lacks some characters that folder names may contain."""
     return text.encode("ascii", "backslashreplace").decode()
 
 
@@ -125,6 +125,6 @@ def _show(axes: matplotlib.axes.Axes, image: np.ndarray) -> None:
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:
-    """Writes a PNG, whole or not at all."""
+    """Writes the figure as a PNG file, atomically."""
     with files.replacing(path) as part:
         figure.savefig(part, dpi=110)

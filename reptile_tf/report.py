@@ -1,4 +1,4 @@
-"""What `classify` saw and said, as one HTML file that needs nothing else."""
+"""Renders the images and results of `classify` as one self-contained HTML page."""
 
 import base64
 import html
@@ -47,13 +47,14 @@ def page(
     queries: Sequence[tuple[pathlib.Path, np.ndarray, dict[str, float]]],
     white: int,
 ) -> str:
-    """The report.
+    """Returns the report as HTML.
 
     Args:
-      run: what `classify` says of how it was run.
-      support: of each example its file, what the network saw (uint8 [height, width, channel]), and its label.
-      queries: of each query its file, what the network saw, and the probability of each label.
-      white: the largest pixel value of what the network saw.
+      run: the settings that `classify` reports.
+      support: for each example its file, the prepared image that the network saw (uint8 [height, width, channel]), and
+        its label.
+      queries: for each query its file, the prepared image, and the probability of each label.
+      white: the pixel value of white in the prepared images.
     """
     shots = sum(run["examples"].values())
     how = "all together (transductive)" if run["transductive"] else "each beside the examples"
@@ -91,14 +92,14 @@ def _answer(file: pathlib.Path, of_each: dict[str, float]) -> str:
     bars = ""
     for place, (label, probability) in enumerate(ranked[:_MOST_BARS]):
         best = " class=best" if place == 0 else ""
-        width = max(probability, 0.004)  # so that there is something to see
+        width = max(probability, 0.004)  # keeps the bar visible
         bars += f'<li{best}><span>{html.escape(label)}</span><i style="width:{width:.1%}"></i>'
         bars += f"<span>{probability:.1%}</span></li>"
     return f"{html.escape(ranked[0][0])}<small>{html.escape(file.name)}</small><ol>{bars}</ol>"
 
 
 def _thumbnail(file: pathlib.Path) -> str:
-    """A file that was read before, small."""
+    """Returns a thumbnail of an image file as a data URI."""
     image = Image.fromarray(decode.read(file, None))
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     return _uri(image, "JPEG")

@@ -1,15 +1,19 @@
-"""Export of a trained learner for TensorFlow.js, which can adapt it to new tasks in a browser.
+"""Exports a trained learner to TensorFlow.js, so that a browser can adapt it to new tasks.
 
   python -m reptile_tf.tfjs --checkpoint model_checkpoint --out demo/model
   python -m reptile_tf.tfjs --classifier classifier.keras --out classifier     # model.json and weights.bin alone
 
-writes model.json and weights.bin, a LayersModel for `tf.loadLayersModel`; learner.json and moments.bin, the inner
-optimizer with its step count and second moments; reference.json and reference.bin, ten inner steps as Keras takes
-them, by which any host can check itself. In every pair the .json lists name, shape and dtype of each array in the .bin,
-in the order in which they lie there, as TensorFlow.js does (`tf.io.decodeWeights`).
+The export consists of three pairs of files:
 
-The tensorflowjs package is no help here: it does not install beside TensorFlow 2.21, and what it writes of a Keras 3
-model TensorFlow.js does not load.
+- model.json and weights.bin: a LayersModel for `tf.loadLayersModel`.
+- learner.json and moments.bin: the inner optimizer with its step count and second moments.
+- reference.json and reference.bin: ten inner steps computed by Keras, against which any host can check its own.
+
+Each .json lists the name, shape and dtype of every array in its .bin file, in order, in TensorFlow.js's format
+(`tf.io.decodeWeights`).
+
+The tensorflowjs package cannot be used: it does not install beside TensorFlow 2.21, and TensorFlow.js cannot load its
+exports of Keras 3 models.
 """
 
 import argparse
@@ -34,19 +38,20 @@ if TYPE_CHECKING:
     from reptile_tf.meta import MetaLearner
 
 REFERENCE_STEPS = 10
-MOST_STEPS = 30  # that the demo takes
+MOST_STEPS = 30  # limit of the demo
 
 
 def export(learner: "MetaLearner", out: str | os.PathLike, inner_steps: int = 10) -> None:
-    """Writes a learner's six files; all of them are written before the first takes its place.
+    """Writes a learner's six files. Existing files are replaced only after all new ones have been written.
 
     Args:
-      learner: its model is a chain of stock layers from image to logits, its inner optimizer the paper's Adam, or SGD.
-      out: the folder, made if it does not exist.
-      inner_steps: inner steps on a new task, for the host's information.
+      learner: a learner whose model is a chain of stock layers from image to logits, and whose inner optimizer is the
+        paper's Adam or plain SGD.
+      out: the folder to write to, created if it does not exist.
+      inner_steps: number of inner steps on a new task, recorded for the host.
 
     Raises:
-      UserError: a layer or optimizer that TensorFlow.js would compute differently; a folder that cannot be written to.
+      UserError: TensorFlow.js would compute a layer or the optimizer differently, or the folder cannot be written to.
     """
     model, moments, contents = _of_learner(learner, inner_steps)
     reference = _reference(model, learner, moments)
@@ -57,22 +62,23 @@ def export(learner: "MetaLearner", out: str | os.PathLike, inner_steps: int = 10
 
 
 def export_classifier(model: "keras.Model", out: str | os.PathLike) -> None:
-    """Writes a model to be used as it is, `learner.adapt(…).model()` say: model.json and weights.bin.
+    """Writes a model that is used without further adaptation, such as `learner.adapt(…).model()`.
 
-    Its ordinary `predict` gives in TensorFlow.js what it gives in Keras. Arguments and errors are those of `export`.
+    The files are model.json and weights.bin. `predict` returns the same in TensorFlow.js as in Keras. For the other
+    argument and the errors see `export`.
     """
     _write(pathlib.Path(out), _of_model(model))
 
 
 def add_to(path: str | os.PathLike, learner_or_model: Any) -> None:
-    """Adds to a .keras file what the browser demo needs to open it, in a folder tfjs/; Keras passes over it.
+    """Adds a folder tfjs/ to a .keras file, so that the browser demo can open it. Keras ignores that folder.
 
     Args:
-      path: of the file.
-      learner_or_model: the learner whose model it holds, or a model to be used as it is.
+      path: the .keras file.
+      learner_or_model: the learner whose model the file holds, or a model that is used without further adaptation.
 
     Raises:
-      UserError: as `export`; the file is as it was.
+      UserError: see `export`; the file is left unchanged.
     """
     is_learner = hasattr(learner_or_model, "phi")
     steps = min(learner_or_model.origin.steps, MOST_STEPS) if is_learner else 0
@@ -83,7 +89,7 @@ def add_to(path: str | os.PathLike, learner_or_model: Any) -> None:
 
 
 def _of_model(model: "keras.Model") -> dict[str, bytes]:
-    """The files of a model by name; raises UserError if it does not export."""
+    """Returns the content of a model's files by name; raises UserError if the model cannot be exported."""
     import keras
 
     if not isinstance(model, keras.Sequential):
@@ -107,7 +113,7 @@ def _of_model(model: "keras.Model") -> dict[str, bytes]:
 def _of_learner(
     learner: "MetaLearner", inner_steps: int
 ) -> tuple["keras.Sequential", list[np.ndarray], dict[str, bytes]]:
-    """The exported model, its moments, and the files of a learner by name, the reference apart."""
+    """Returns the exported model, its second moments, and the learner's files by name, except the reference."""
     _check_trainable(learner.model)
     model, kept = _without_idle_biases(learner.model)
     weights = [value for value, keep in zip(learner.network.unflatten(learner.phi), kept, strict=True) if keep]
@@ -132,12 +138,12 @@ def _of_learner(
 
 
 def _without_idle_biases(model: "keras.Model") -> tuple["keras.Model", list[bool]]:
-    """A copy of a model whose convolutions have no bias where a batch norm follows, which takes any constant off again.
+    """Copies a model without the biases of convolutions that a batch norm follows, which subtracts any constant.
 
-    Such a bias has a gradient of zero but for rounding, which differs from host to host; Adam would make drift of it.
+    The gradient of such a bias is only rounding error, which differs between hosts and which Adam turns into drift.
 
     Returns:
-      The copy, its weights still unset, and for each trainable weight of `model` whether the copy has it.
+      The copy, with its weights not yet set, and for each trainable weight of `model` whether the copy has it.
     """
     import keras
 
@@ -159,27 +165,27 @@ def _without_idle_biases(model: "keras.Model") -> tuple["keras.Model", list[bool
 
 
 def _name(variable: "keras.Variable") -> str:
-    """TensorFlow.js's name of a weight: LAYER/kernel and the like."""
+    """Returns TensorFlow.js's name of a weight, such as LAYER/kernel."""
     return "/".join(variable.path.split("/")[-2:])
 
 
 def _check_trainable(model: "keras.Model") -> None:
-    """Raises UserError unless the browser, which adapts all weights and has batch norm use the batch, does the same."""
+    """Raises UserError if a layer is frozen: the browser adapts all weights, and its batch norm uses the batch."""
     for layer in model._flatten_layers(include_self=False):
         if layer.variables and not layer.trainable:
             raise UserError(f"layer {layer.name} is frozen, which does not export: the browser adapts all weights")
 
 
 def _optimizer_of(learner: "MetaLearner", kept: list[bool]) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """The inner optimizer's settings and, for Adam, its second moments in the order of the exported weights."""
+    """Returns the inner optimizer's settings and, for Adam, its second moments in the order of the exported weights."""
     kind, config = type(learner.inner_optimizer).__name__.lower(), learner.inner_optimizer.get_config()
-    # Without the digits that float32 adds: 0.001, not 0.0010000000474974513.
+    # The shortest decimal of the float32 value: 0.001, not 0.0010000000474974513.
     settings = {"name": kind, "learning_rate": float(str(np.float32(config["learning_rate"])))}
     if kind == "sgd" and not config["momentum"]:
         return settings, []
     if kind != "adam" or config["beta_1"] or config["amsgrad"] or config["weight_decay"]:
         raise UserError("the inner optimizer does not export: only plain SGD and Adam with beta_1 = 0 do")
-    # With beta_1 = 0 the first moment is the gradient at hand, so there is none to ship.
+    # With beta_1 = 0 the first moment is the current gradient, so it is not exported.
     iterations, _, second = learner.inner_state
     moments = [m.numpy() for m, keep in zip(learner.network.unflatten(second), kept, strict=True) if keep]
     settings |= {"beta_2": config["beta_2"], "epsilon": config["epsilon"], "step": int(iterations)}
@@ -187,9 +193,9 @@ def _optimizer_of(learner: "MetaLearner", kept: list[bool]) -> tuple[dict[str, A
 
 
 def _reference(model: "keras.Model", learner: "MetaLearner", moments: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """Ten inner steps on scribbles, one a class, by stock Keras: what goes in and what must come out.
+    """Runs ten inner steps in stock Keras on scribbles, one per class; returns the inputs and the expected outputs.
 
-    In float64: float32 in Keras is off by some 1e-4 where logits are 12, more than a host that computes well.
+    It runs in float64, because Keras's float32 error (about 1e-4 at logits of 12) exceeds that of an accurate host.
     """
     import keras
     import tensorflow as tf
@@ -223,7 +229,7 @@ def _reference(model: "keras.Model", learner: "MetaLearner", moments: list[np.nd
 
 
 def _scribbles(count: int, shape: Sequence[int]) -> np.ndarray:
-    """Images of random lines, 0 on 1, the same every time: float32 [count, *shape]. Noise is nothing like a drawing."""
+    """Draws random lines, which resemble drawings more than noise does: float32 [count, *shape], always the same."""
     height, width, channels = shape
     rng = np.random.default_rng(0)
     images = []
@@ -236,7 +242,7 @@ def _scribbles(count: int, shape: Sequence[int]) -> np.ndarray:
 
 
 def _pack(contents: dict[str, bytes], file: str, arrays: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Adds little-endian float32 `arrays` to `contents` as one file; returns their names and shapes."""
+    """Adds `arrays` to `contents` as one file of little-endian float32; returns their names, shapes and dtypes."""
     contents[file] = b"".join(np.ascontiguousarray(array, "<f4").tobytes() for array in arrays.values())
     return [{"name": name, "shape": list(array.shape), "dtype": "float32"} for name, array in arrays.items()]
 
@@ -256,7 +262,7 @@ def _write(out: pathlib.Path, contents: dict[str, bytes]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0, 1 after a user's mistake, 2 (by SystemExit) after a bad flag."""
+    """Runs the command line; returns the exit code: 0, 1 after a user error, 2 (by SystemExit) after a bad flag."""
     parser = argparse.ArgumentParser(
         prog="python -m reptile_tf.tfjs",
         description="Export a trained run for TensorFlow.js.",
@@ -285,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _saved(path: str) -> "keras.Model":
-    """The model in a .keras file; raises UserError if there is none, or Keras cannot load it safely."""
+    """Loads the model in a .keras file; raises UserError if it is missing or Keras cannot load it safely."""
     import keras
 
     try:

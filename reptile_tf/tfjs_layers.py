@@ -1,4 +1,4 @@
-"""A model's layers as TensorFlow.js reads them, or what keeps it from computing the same."""
+"""Describes a model's layers for TensorFlow.js, and rejects those that it would compute differently."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,8 +7,8 @@ from reptile_tf.errors import UserError
 if TYPE_CHECKING:
     import keras
 
-# What TensorFlow.js is told of each kind of layer. Everything else that shapes its outputs must be as Keras has it by
-# default, and what does not shape them is left out.
+# The options that are exported for each type of layer. Every other option that affects the outputs must have Keras's
+# default value; options that do not affect them are omitted.
 _EXPORTED = {
     "Conv2D": ("filters", "kernel_size", "strides", "padding", "use_bias", "activation"),
     "BatchNormalization": ("epsilon",),
@@ -22,13 +22,13 @@ _ACTIVATIONS = ("linear", "relu", "tanh", "sigmoid", "elu", "selu", "softplus", 
 
 
 def described(model: "keras.Sequential") -> list[dict[str, Any]]:
-    """The configuration of each layer of a chain; raises UserError for one that would compute differently."""
+    """Returns the configuration of each layer; raises UserError for a layer that would compute differently."""
     configs: list[dict[str, Any]] = []
     for layer in model.layers:
         kind, config = type(layer).__name__, layer.get_config()
         _check_layer(kind, config)
         told = {"name": layer.name} | {key: config[key] for key in _EXPORTED[kind]}
-        if kind in ("Conv2D", "Dense"):  # its own default is another distribution
+        if kind in ("Conv2D", "Dense"):  # the default in TensorFlow.js is a different distribution
             told["kernel_initializer"] = {"class_name": "GlorotUniform", "config": {"seed": None}}
         configs.append({"class_name": kind, "config": told})
     configs[0]["config"] |= {"batch_input_shape": list(model.input_shape), "dtype": "float32"}
@@ -36,7 +36,7 @@ def described(model: "keras.Sequential") -> list[dict[str, Any]]:
 
 
 def _check_layer(kind: str, config: dict[str, Any]) -> None:
-    """Raises UserError unless what TensorFlow.js is told of a layer is all that shapes its outputs."""
+    """Raises UserError unless the exported options determine the layer's outputs."""
     import keras
 
     if kind not in _EXPORTED:

@@ -1,6 +1,6 @@
-"""From an image file to pixels, by Pillow: the one reader of every part of this package but Omniglot's drawings.
+"""Decodes image files with Pillow. The whole package uses this module, except for Omniglot's drawings.
 
-Raise `VERSION` whenever the pixels change that `read` gives for any file: stores of decoded images are made anew then.
+Raise `VERSION` whenever `read` returns different pixels for any file: stores of decoded images are then rebuilt.
 """
 
 import contextlib
@@ -16,14 +16,14 @@ from reptile_tf.errors import UserError
 from reptile_tf.progress import log
 
 VERSION = 1
-# As Pillow calls them. None whose decoder starts another program, as that of EPS does, and no rarely tested one.
+# Pillow's names. Decoders that start another program (such as EPS) or are rarely tested are left out.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-# How their names end, in any case. What a file is its content says.
+# Suffixes of image files, in upper or lower case. The format itself is recognized by the file's content.
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm",
 )  # fmt: skip
-MAX_PIXELS = 1 << 27  # 134 megapixels, decoded half a gigabyte; a file of a few kilobytes may claim any number
-RESAMPLING = Image.Resampling.NEAREST  # the paper's: the default of the Pillow that its code was run with
+MAX_PIXELS = 1 << 27  # 134 megapixels, half a gigabyte when decoded; a file of a few kilobytes may declare any size
+RESAMPLING = Image.Resampling.NEAREST  # as in the paper: the default of the Pillow version that its code used
 
 _MODES = {1: "L", 3: "RGB"}
 _BITS, _PHOTOMETRIC, _FORMAT = (
@@ -33,7 +33,7 @@ _BITS, _PHOTOMETRIC, _FORMAT = (
 
 
 class UnreadableError(UserError):
-    """A file that could not be read at all; it may be an image."""
+    """The file could not be read, so it is unknown whether it is an image."""
 
 
 class Picture(NamedTuple):
@@ -41,8 +41,8 @@ class Picture(NamedTuple):
 
     Attributes:
       pixels: uint8 [height, width, channel].
-      several: whether it is an animation, or has several pages, of which this is the first. (Not where a JPEG file of a
-        camera holds previews or the other eye's view beside the photograph.)
+      several: whether the file is an animation or has several pages, of which this is the first. False for a camera's
+        JPEG file that holds previews or a second stereo view beside the photograph.
     """
 
     pixels: np.ndarray
@@ -54,27 +54,27 @@ def read(
 ) -> np.ndarray:
     """Decodes an image as a viewer shows it, stretched to `size` by nearest neighbour.
 
-    - Turned and mirrored as its EXIF data say; EXIF data that cannot be read count as none.
-    - Palettes, bilevel, CMYK and 16-bit colour (its upper eight bits) as Pillow converts them; grey by ITU-R 601.
-    - Grey of more than eight bits: 0 to the most that the file's type of number holds becomes 0 to 255, rounded. That
-      is 65,535 for 16 bits, 4,294,967,295 for 32, half of it with a sign; 1.0 for floating point. Numbers that are
-      negative, above 1.0 or not finite have no brightness, and the file is refused.
-    - Transparency is composed on white.
-    - Of an animation or several pages the first, which is logged.
+    - The image is rotated and mirrored as its EXIF data say. Unreadable EXIF data are ignored.
+    - Palettes, bilevel, CMYK and 16-bit colour (its upper eight bits) are converted by Pillow; grey follows ITU-R 601.
+    - Grey of more than eight bits is scaled and rounded to 0 to 255, from 0 to the maximum of the file's number type:
+      65,535 for 16 bits, 4,294,967,295 for 32 bits, about half of that if signed, and 1.0 for floating point. A file
+      with values that are negative, above that maximum or not finite is rejected.
+    - Transparent parts become white.
+    - The first picture of an animation or of several pages is used, and this is logged.
 
     Args:
-      file: the path of a file of one of `FORMATS`, whatever its name.
-      size: height and width, or both alike; None: as it is.
+      file: the path of a file in one of `FORMATS`, whatever its name.
+      size: (height, width), or one number for both; None keeps the image's own size.
       channels: 3 for RGB or 1 for greyscale.
-      as_stored: as the paper's code does it, without orientation, more bits or transparency: what is stored, resized
-        and converted by Pillow.
+      as_stored: decode as the paper's code does: Pillow resizes and converts the stored pixels, and orientation,
+        additional bits and transparency are ignored.
 
     Returns:
       uint8 [height, width, channel].
 
     Raises:
-      UnreadableError: it cannot be read at all.
-      UserError: it is no such image, damaged, or has more than `MAX_PIXELS`.
+      UnreadableError: the file cannot be read.
+      UserError: the file is not an image in one of `FORMATS`, is damaged, or has more than `MAX_PIXELS`.
       ValueError: `channels` is neither 1 nor 3.
     """
     decoded = picture(file, size, channels, as_stored=as_stored)
@@ -86,7 +86,7 @@ def read(
 def picture(
     file: str | os.PathLike, size: int | tuple[int, int] | None, channels: int = 3, *, as_stored: bool = False
 ) -> Picture:
-    """As `read`, which it explains, but tells of further pictures in the file instead of logging that."""
+    """Does the same as `read`, but returns whether the file has several pictures instead of logging it."""
     if channels not in _MODES:
         raise ValueError(f"channels must be 1 or 3, not {channels}")
     wanted = (size, size) if isinstance(size, int) else size and (size[1], size[0])  # width first
@@ -101,8 +101,8 @@ def picture(
         return Picture(np.asarray(small).reshape(small.height, small.width, channels), several)
     except MemoryError as error:
         raise UnreadableError(f"cannot read {path}: not enough memory; make the image smaller") from error
-    except Exception as error:  # Pillow lets many kinds out when the bytes are not those of a sound image
-        # The machine's say nothing of the image; but a place that cannot be sought comes of its bytes.
+    except Exception as error:  # Pillow raises many kinds of errors for malformed images
+        # A system error says nothing about the image, except EINVAL, from seeking to a bad offset given in the file.
         if isinstance(error, OSError) and error.errno and error.errno != errno.EINVAL:
             raise UnreadableError(f"cannot read {path}: {error.strerror}; put that right") from error
         reason = "none of the formats read here" if isinstance(error, Image.UnidentifiedImageError) else error
@@ -110,7 +110,7 @@ def picture(
 
 
 def of_pixels(pixels: np.ndarray, size: int, channels: int) -> np.ndarray:
-    """As `read`, of an image that is decoded already: uint8 [height, width, 1, 3 or 4 channels]."""
+    """Does what `read` does to pixels that are already decoded, uint8 [height, width, channel] with channel 1, 3 or 4."""
     small = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).resize((size, size), RESAMPLING)
     if small.mode == "RGBA":
         small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small)
@@ -118,13 +118,13 @@ def of_pixels(pixels: np.ndarray, size: int, channels: int) -> np.ndarray:
 
 
 def _as_shown(image: Image.Image, size: tuple[int, int] | None, mode: str) -> Image.Image:
-    """`image` as a viewer shows it, of `size`, width first, or its own."""
+    """Returns `image` as a viewer shows it, resized to `size` (width, height) unless that is None."""
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,}")
     image.load()
-    with contextlib.suppress(Exception):  # whatever broken EXIF data lead to
+    with contextlib.suppress(Exception):  # broken EXIF data may raise anything
         ImageOps.exif_transpose(image, in_place=True)
-    # Before the conversions, which it commutes with: there are fewer pixels to convert.
+    # Nearest-neighbour resizing commutes with the conversions. Resizing first leaves fewer pixels to convert.
     small = image.resize(size or image.size, RESAMPLING)
     if image.mode[0] in "IF":
         small = _eight_bits(image, np.asarray(small))
@@ -135,8 +135,8 @@ def _as_shown(image: Image.Image, size: tuple[int, int] | None, mode: str) -> Im
 
 
 def _eight_bits(image: Image.Image, values: np.ndarray) -> Image.Image:
-    """Grey `values` of an image in mode I;16, I or F as one in mode L."""
-    tags = getattr(image, "tag_v2", {})  # of a TIFF file; in the others I and I;16 are of 16 bits
+    """Converts the grey `values` of an image in mode I;16, I or F to an image in mode L."""
+    tags = getattr(image, "tag_v2", {})  # only in TIFF files; in other formats I and I;16 mean 16 bits
     if image.mode == "F":
         most = 1.0
     else:
@@ -145,12 +145,12 @@ def _eight_bits(image: Image.Image, values: np.ndarray) -> Image.Image:
         most = 2 ** (bits - is_signed) - 1
         values = values.astype(np.int64)
         if bits == 32 and not is_signed:
-            values &= most  # Pillow has it with a sign
+            values &= most  # Pillow reads them as signed
     if not np.all((values >= 0) & (values <= most)):
         raise ValueError(f"its numbers are not all from 0 to {most}, black to white")
     grey = np.rint(values * (255 / most))
-    if tags.get(_PHOTOMETRIC) == 0:  # white is 0: Pillow inverts eight bits alone
+    if tags.get(_PHOTOMETRIC) == 0:  # 0 is white; Pillow inverts only eight-bit images
         grey = 255 - grey
-    if "transparency" in image.info:  # of a PNG file: the one value that is transparent
+    if "transparency" in image.info:  # in a PNG file, the one value that is transparent
         grey[values == image.info["transparency"]] = 255
     return Image.fromarray(grey.astype(np.uint8))

@@ -1,16 +1,16 @@
-"""From a photograph or scan of a drawing to one as Omniglot's are: ink of one width on paper, two values.
+"""Turns a photograph or scan of a drawing into one like Omniglot's: two values, and strokes of uniform width.
 
-The way, step by step, by Pillow's filters:
+The steps, all with Pillow's filters:
 
-1. The image is made grey, at most 420 pixels along its longer side, and a median filter takes off noise.
-2. Paper is what a morphological closing leaves, which is wider than strokes are; dividing by it takes off shadows.
-3. Otsu's threshold parts ink from paper. Light ink on dark paper is told by its skewness, and inverted before.
-4. Parts that are small and lie apart, or along an edge of the image, are left out.
-5. The drawing gets the size and place that Omniglot's have in the median, and strokes as wide as theirs: how far away
-   the camera was says nothing.
-6. The network's pixels are those in the middle of each cell, as of Omniglot's drawings.
+1. Convert the image to grey, shrink its longer side to at most 420 pixels, and remove noise with a median filter.
+2. Estimate the paper by a morphological closing wider than the strokes, and divide by it to remove shadows.
+3. Separate ink from paper by Otsu's threshold. Light ink on dark paper, recognized by its skewness, is inverted first.
+4. Remove small separate parts, and parts along an edge of the image.
+5. Scale and centre the drawing to the median size and position of Omniglot's, with strokes of their width, so that the
+   result does not depend on the camera's distance.
+6. Sample the pixel at the centre of each cell of the network's grid, as for Omniglot's drawings.
 
-Drawings that are two-valued and of Omniglot's or the network's size already are taken as they are.
+Drawings that already have two values and Omniglot's or the network's size only go through the last step.
 """
 
 import numpy as np
@@ -18,31 +18,32 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from reptile_tf.errors import UserError
 
-SIDE = 105  # of an Omniglot drawing; the unit of the following lengths, medians of 1,500 of them
+SIDE = 105  # pixels along each side of an Omniglot drawing
+# Medians of 1,500 Omniglot drawings, in their pixels.
 PEN = 5.5  # width of a stroke
-SIZE = 68  # larger of width and height of a drawing
-MIDDLE = (51.5, 51)  # of its bounding box, x and y
+SIZE = 68  # the larger of a drawing's width and height
+MIDDLE = (51.5, 51)  # x and y of the centre of the bounding box
 
-_LONGER = 420  # pixels of a photograph
-_WIDEST = 11  # a stroke, in pixels of a photograph made a quarter of that
-_FINE = 2 * SIDE  # pixels that a drawing is laid out on
-_LEAST_CONTRAST = 0.12  # of ink and paper, as a share of the paper's brightness
-_LEAST_SPECK = 0.02  # of the ink; what is smaller and apart is dirt
+_LONGER = 420  # maximum length of a photograph's longer side, in pixels
+_WIDEST = 11  # widest stroke, in pixels of the photograph at a quarter of that size
+_FINE = 2 * SIDE  # pixels along each side of the canvas on which a drawing is laid out
+_LEAST_CONTRAST = 0.12  # between ink and paper, as a share of the paper's brightness
+_LEAST_SPECK = 0.02  # share of all ink; smaller separate parts are dirt
 
 
 def prepared(grey: np.ndarray, size: int, name: str = "the image") -> np.ndarray:
-    """One drawing as a network of Omniglot takes it.
+    """Prepares one drawing for a network trained on Omniglot.
 
     Args:
-      grey: uint8 [height, width]. The paper should fill it.
+      grey: uint8 [height, width]. The paper should fill the image.
       size: height and width of the result.
-      name: of the image, for messages.
+      name: the image's name in messages.
 
     Returns:
       uint8 [size, size], 0 ink and 1 paper.
 
     Raises:
-      UserError: there is no drawing in it.
+      UserError: the image shows no drawing.
     """
     values = np.unique(grey)
     if len(values) == 2 and grey.shape in ((SIDE, SIDE), (size, size)):
@@ -52,22 +53,22 @@ def prepared(grey: np.ndarray, size: int, name: str = "the image") -> np.ndarray
 
 
 def _cells(mask: np.ndarray, size: int) -> np.ndarray:
-    """The pixels in the middle of size x size cells of a square."""
+    """Samples a square at the centres of size x size cells."""
     rows = (2 * np.arange(size) + 1) * len(mask) // (2 * size)
     return mask[rows[:, None], rows]
 
 
 def _ink(grey: np.ndarray, name: str) -> np.ndarray:
-    """Where the ink is, bool [height, width]."""
+    """Finds the ink: bool [height, width] of the shrunk image."""
     image = Image.fromarray(grey)
     image.thumbnail((_LONGER, _LONGER), Image.Resampling.BOX)
     side = max(image.size)
-    if side > _LONGER / 2:  # in less, strokes are as thin as noise
+    if side > _LONGER / 2:  # in smaller images the filter would remove thin strokes
         image = image.filter(ImageFilter.MedianFilter(3))
     around = np.asarray(image, np.float64) - np.asarray(image.filter(ImageFilter.BoxBlur(side / 8)))
-    if (around**3).mean() > 0:  # strokes are the tail of the distribution
+    if (around**3).mean() > 0:  # the tail of the distribution is the ink, here lighter than the paper
         image = ImageOps.invert(image)
-    # At a quarter of the size, and with a margin, in which shadows at the edge go on.
+    # The closing runs at a quarter of the size, with a margin that continues shadows beyond the edge.
     small = np.asarray(image.resize([max(1, length // 4) for length in image.size], Image.Resampling.BOX))
     wide = Image.fromarray(np.pad(small, _WIDEST, "edge"))
     wide = wide.filter(ImageFilter.MaxFilter(_WIDEST)).filter(ImageFilter.MinFilter(_WIDEST + 2))
@@ -81,7 +82,7 @@ def _ink(grey: np.ndarray, name: str) -> np.ndarray:
 
 
 def _squared(ink: np.ndarray) -> np.ndarray:
-    """Padded with paper to a square."""
+    """Pads the ink with paper to a square."""
     side = max(ink.shape)
     square = np.zeros((side, side), bool)
     top, left = ((side - length) // 2 for length in ink.shape)
@@ -90,7 +91,7 @@ def _squared(ink: np.ndarray) -> np.ndarray:
 
 
 def _otsu(light: np.ndarray) -> float:
-    """The threshold between two kinds of pixels, from 0 to 1, that varies least within each kind (Otsu 1979)."""
+    """Returns the threshold, from 0 to 1, that minimizes the variance within the two classes of pixels (Otsu 1979)."""
     counts, edges = np.histogram(light, 256, (0, 1))
     middles = (edges[1:] + edges[:-1]) / 2
     below, total = np.cumsum(counts), light.size
@@ -101,8 +102,8 @@ def _otsu(light: np.ndarray) -> float:
 
 
 def _without_dirt(ink: np.ndarray) -> np.ndarray:
-    """The ink but for parts that lie apart and are a small share of it, or lie along the edge."""
-    near = _image(ink).filter(ImageFilter.MaxFilter(5))  # joins what a thin stroke is broken into
+    """Removes separate parts that are a small share of the ink or lie along an edge."""
+    near = _image(ink).filter(ImageFilter.MaxFilter(5))  # joins the pieces of a broken stroke
     least, kept = _LEAST_SPECK * ink.sum(), np.zeros_like(ink)
     while (left := np.asarray(near) == 255).any():
         row, column = np.unravel_index(left.argmax(), left.shape)
@@ -115,7 +116,7 @@ def _without_dirt(ink: np.ndarray) -> np.ndarray:
 
 
 def _lies_along_the_edge(part: np.ndarray) -> bool:
-    """Whether a part begins at a side of the image and ends within an eighth of it, as the edge of a table does."""
+    """Returns whether a part touches a side of the image and stays within an eighth of it, like the edge of a table."""
     for axis in (0, 1):
         at, length = np.flatnonzero(part.any(1 - axis)), part.shape[axis]
         if (at[0] == 0 and at[-1] < length / 8) or (at[-1] == length - 1 and at[0] > length * 7 / 8):
@@ -124,18 +125,18 @@ def _lies_along_the_edge(part: np.ndarray) -> bool:
 
 
 def _laid_out(ink: np.ndarray) -> np.ndarray:
-    """The ink of a square, scaled, moved and drawn as Omniglot's is: bool [fine, fine]."""
+    """Gives the ink of a square the scale, position and stroke width of Omniglot's: bool [_FINE, _FINE]."""
     rows, columns = (np.flatnonzero(ink.any(axis)) for axis in (1, 0))
     extent = 1 + max(at[-1] - at[0] for at in (columns, rows))
     width = _stroke_width(ink)
-    # Pixels of `ink` in a pixel of the result; a dot stays a dot.
+    # Pixels of `ink` per pixel of the result. A dot is scaled by its stroke width, so that it stays a dot.
     step = float(width / PEN if extent < 3 * width else extent / SIZE) * SIDE / _FINE
     left, top = (
         (at[0] + at[-1] + 1) / 2 - step * middle * _FINE / SIDE
         for at, middle in zip((columns, rows), MIDDLE, strict=True)
     )
     transform = (step, 0, left, 0, step, top)
-    blur = _image(ink).filter(ImageFilter.GaussianBlur(step / 2))  # of which no thin stroke gets lost in between
+    blur = _image(ink).filter(ImageFilter.GaussianBlur(step / 2))  # keeps thin strokes from falling between samples
     laid = blur.transform((_FINE, _FINE), Image.Transform.AFFINE, transform, Image.Resampling.BILINEAR)
     drawn = np.asarray(laid) > 64
     wanted, found = PEN * _FINE / SIDE, _stroke_width(drawn)
@@ -148,7 +149,10 @@ def _laid_out(ink: np.ndarray) -> np.ndarray:
 
 
 def _stroke_width(ink: np.ndarray) -> float:
-    """Pixels: twice the area by the perimeter, whose steps are longer than itself by 4 / pi over all directions."""
+    """Returns the stroke width in pixels: twice the area divided by the perimeter.
+
+    Counting pixel edges overestimates the perimeter by a factor of 4 / pi, averaged over all directions.
+    """
     steps = sum(int((np.diff(np.pad(ink, 1).astype(np.int8), axis=axis) != 0).sum()) for axis in (0, 1))
     return 2 * ink.sum() / (steps * np.pi / 4)
 

@@ -1,42 +1,42 @@
-"""Made-up handwriting that needs no download: a stand-in for Omniglot in demonstrations and tests.
+"""Generates synthetic handwriting: a stand-in for Omniglot in demonstrations and tests that needs no download.
 
-A class is one to four pen strokes; a drawing of it bends, moves, slants and scales them about as much as people do. Ink
-share, margins and the difficulty for a nearest-neighbour classifier match Omniglot's at 28x28. Results on
-these glyphs say nothing about Omniglot and go under their own name.
+A class consists of one to four pen strokes. Each drawing bends, moves, slants and scales them about as much as human
+writers do. The share of ink, the margins and the difficulty for a nearest-neighbour classifier match Omniglot's at
+28x28. Results on these glyphs say nothing about Omniglot and are reported under their own name.
 """
 
 import numpy as np
 
 from reptile_tf.data.image_classes import ImageClasses
 
-_STROKES = 4  # at most; a class with fewer leaves the rest out
-_KNOTS = 5  # that a stroke passes through
+_STROKES = 4  # maximum number of strokes per class
+_KNOTS = 5  # points that each stroke passes through
 _STROKE_COUNT = (0.15, 0.50, 0.80)  # cumulative shares of classes with one, two, three strokes
 _CHUNK = 64  # classes drawn at a time, to stay in the processor's cache
 
-# Standard deviations between drawings of one class; lengths in units of the image's side.
-_KNOT_JITTER = 0.20  # of the distance between knots: people draw small parts as faithfully as large ones
+# Standard deviations between drawings of one class. Lengths are in units of the image's side.
+_KNOT_JITTER = 0.20  # relative to the distance between knots: writers draw small parts as accurately as large ones
 _STROKE_SHIFT = 0.028
 _SHIFT = 0.044
 _LOG_SCALE = 0.11
 _SLANT = 0.15
 _ROTATION = 0.10  # radians
 
-_LINE, _ARC, _WAVE = 0.35, 0.70, 0.78  # cumulative shares of the kinds of stroke; the others are polylines
-_PER_STROKE = 8 + _KNOTS - 1  # uniform numbers that make a stroke
-_PER_DRAWING = 2 * _STROKES * (_KNOTS + 1) + 7  # normal numbers that vary a drawing
+_LINE, _ARC, _WAVE = 0.35, 0.70, 0.78  # cumulative shares of the kinds of stroke; the rest are polylines
+_PER_STROKE = 8 + _KNOTS - 1  # uniform random numbers per stroke
+_PER_DRAWING = 2 * _STROKES * (_KNOTS + 1) + 7  # normal random numbers per drawing
 
 
 def load(classes: int = 1623, drawings: int = 20, size: int = 28, seed: int = 0) -> ImageClasses:
-    """Draws made-up glyph classes, the same ones for the same seed.
+    """Generates glyph classes, the same ones for the same seed.
 
-    Asking for more classes or drawings keeps the earlier ones as they are.
+    The first classes and drawings do not depend on how many are generated.
 
     Args:
-      classes: how many classes.
-      drawings: how many drawings of each.
+      classes: number of classes.
+      drawings: number of drawings of each class.
       size: height and width in pixels; strokes are one to two pixels wide at any size.
-      seed: a number of 0 or more that all glyphs depend on.
+      seed: random seed, 0 or more.
 
     Returns:
       Classes "glyph0000", ...: uint8 [classes * drawings, size, size, 1], 0 ink and 1 background, scale 1.
@@ -44,7 +44,7 @@ def load(classes: int = 1623, drawings: int = 20, size: int = 28, seed: int = 0)
     images = np.ones((classes, drawings, size, size, 1), np.uint8)
     for first in range(0, classes, _CHUNK):
         last = min(first + _CHUNK, classes)
-        # One generator per class, so that a class does not depend on how many others there are.
+        # One generator per class, so that a class does not depend on the number of classes.
         streams = [np.random.Generator(np.random.Philox(key=[seed, index])) for index in range(first, last)]
         knots, smooth, used = _invent(np.stack([stream.random(2 + _STROKES * _PER_STROKE) for stream in streams]))
         noise = np.stack([stream.standard_normal((drawings, _PER_DRAWING)) for stream in streams])
@@ -60,11 +60,11 @@ def load(classes: int = 1623, drawings: int = 20, size: int = 28, seed: int = 0)
 
 
 def _invent(u: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Makes up classes from uniform numbers [class, n].
+    """Generates classes from uniform random numbers `u`, float [class, n].
 
     Returns:
-      knots: float [class, stroke, knot, xy], centred on 0, the longer side of a glyph between 0.5 and 0.7.
-      smooth: bool [class, stroke], whether the stroke is a curve; else it is a polyline.
+      knots: float [class, stroke, knot, xy], centred on 0; the longer side of a glyph is 0.5 to 0.7.
+      smooth: bool [class, stroke], whether the stroke is a curve rather than a polyline.
       used: bool [class, stroke], whether the class has that stroke.
     """
     used = np.arange(_STROKES) <= (u[:, :1] > np.array(_STROKE_COUNT)).sum(1)[:, None]
@@ -73,7 +73,7 @@ def _invent(u: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     turns = strokes[..., 8:]
 
     # Straight strokes, arcs that keep turning one way, waves, and polylines with a sharp corner.
-    kind[:, 0] = np.where(used[:, 1:2], kind[:, 0], _LINE + (1 - _LINE) * kind[:, 0])  # one line alone is no character
+    kind[:, 0] = np.where(used[:, 1:2], kind[:, 0], _LINE + (1 - _LINE) * kind[:, 0])  # a single stroke is never a line
     way = np.where(turns[..., :1] < 0.5, -1.0, 1.0)
     straight = (turns - 0.5) * 0.25
     arc = way * (0.25 + 1.0 * turns[..., 1:2]) * (0.8 + 0.4 * turns)
@@ -81,7 +81,7 @@ def _invent(u: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     corner = way * (1.2 + 0.9 * turns) * (np.arange(_KNOTS - 1) == 1 + (turns[..., 2:3] * (_KNOTS - 2)).astype(int))
     bends = np.select([kind < _LINE, kind < _ARC, kind < _WAVE], [straight, arc, wave], corner)
 
-    # Strokes go along the axes more often than across; a later one turns well away from the one before it.
+    # Strokes follow the axes more often than the diagonals. Each later stroke turns well away from the previous one.
     eighths = np.round(heading * 8)
     eighths[:, 1:] = 1 + np.round(heading[:, 1:] * 2) + 4 * (side[:, 1:] < 0.5)
     heading = (eighths * (np.pi / 4)).cumsum(1) + (wobble - 0.5) * 0.5
@@ -90,7 +90,7 @@ def _invent(u: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     steps = np.stack([np.cos(direction), np.sin(direction)], -1) * (0.5 + length)[..., None]
     knots = np.concatenate([np.zeros_like(steps[..., :1, :]), steps.cumsum(-2)], -2)
 
-    # It touches that one, mostly at its end, with its own start or middle, or lies beside it.
+    # It joins the previous stroke's end (more often) or middle with its own start or middle, or lies beside it.
     every = np.arange(len(u))
     for i in range(1, _STROKES):
         anchor = knots[every, i - 1, np.where(joint[:, i, 0] < 0.6, _KNOTS - 1, _KNOTS // 2)]
@@ -105,7 +105,7 @@ def _invent(u: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _vary(knots: np.ndarray, used: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """Draws every class by several hands: float [class, drawing, stroke, knot, xy] within about 0 to 1."""
+    """Varies the knots of each class for each drawing: float [class, drawing, stroke, knot, xy], about 0 to 1."""
     lead = noise.shape[:2]
     split = 2 * _STROKES * _KNOTS
     per_knot = noise[..., :split].reshape(*lead, _STROKES, _KNOTS, 2)
@@ -114,8 +114,8 @@ def _vary(knots: np.ndarray, used: np.ndarray, noise: np.ndarray) -> np.ndarray:
 
     step = np.linalg.norm(np.diff(knots, axis=2), axis=-1).mean(-1)[:, None, :, None, None]
     drawn = knots[:, None] + _KNOT_JITTER * step * per_knot + _STROKE_SHIFT * per_stroke
-    drawn = np.where(used[:, None, :, None, None], drawn, drawn[:, :, :1])  # draws the first again: no more ink
-    # Rotation after slant after scale, one 2x2 matrix for each drawing.
+    drawn = np.where(used[:, None, :, None, None], drawn, drawn[:, :, :1])  # unused strokes repeat the first: no ink
+    # Scale, then slant, then rotation, as one 2x2 matrix per drawing.
     cos, sin = np.cos(_ROTATION * turn), np.sin(_ROTATION * turn)
     rotate = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
     shear = np.zeros((*lead, 2, 2)) + np.eye(2)
@@ -134,20 +134,20 @@ def _trace(knots: np.ndarray, smooth: np.ndarray, samples: int) -> np.ndarray:
     line = np.concatenate([0 * t, 1 - t, t, 0 * t], 1)
     bases = np.zeros((2, samples, _KNOTS))
     for basis, weights in zip(bases, (line, spline), strict=True):
-        for offset in range(4):  # the spline's ends repeat the outermost knots
+        for offset in range(4):  # the outermost knots are repeated at the spline's ends
             np.add.at(basis, (np.arange(samples), np.clip(segment + offset - 1, 0, _KNOTS - 1)), weights[:, offset])
     return bases[smooth.astype(int)][:, None] @ knots
 
 
 def _ink(points: np.ndarray, pen: np.ndarray, size: int) -> np.ndarray:
-    """Marks the pixels whose centre a square pen of width `pen` covers: uint8 [class, drawing, y, x], 1 is ink."""
+    """Marks the pixels whose centres a square pen of width `pen` covers: uint8 [class, drawing, y, x], 1 is ink."""
     classes, drawings = pen.shape
-    margin = 1  # takes the ink beyond the edge
+    margin = 1  # receives the ink that falls outside the image
     side = size + 2 * margin
     canvas = np.zeros((classes * drawings, side * side), np.uint8)
     points = points.reshape(classes * drawings, -1, 2)
     half = pen.reshape(-1, 1, 1) / 2
-    # From one to two pixels are covered along each axis, the first and the last of which are the only ones.
+    # The pen covers one or two pixels along each axis, so the first and the last are all of them.
     low = np.clip(np.floor(points - half + 0.5).astype(np.int32) + margin, 0, side - 1)
     high = np.clip(np.floor(points + half - 0.5).astype(np.int32) + margin, 0, side - 1)
     rows = np.arange(classes * drawings)[:, None]
