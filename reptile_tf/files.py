@@ -41,7 +41,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
             part.unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or error
-        raise WriteError(f"cannot write {path}: {reason}; put that right, or choose another folder") from error
+        raise WriteError(f"cannot write {path}: {reason}; fix that, or choose another folder") from error
 
 
 def is_leftover(path: pathlib.Path) -> bool:

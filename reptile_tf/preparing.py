@@ -76,7 +76,7 @@ def files(paths: Paths) -> list[pathlib.Path]:
                 pathlib.Path(e.path) for e in visible(path) if e.name.lower().endswith(decode.SUFFIXES) and e.is_file()
             ]
         except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}; put that right") from error
+            raise UserError(f"cannot read {path}: {error.strerror}; fix that") from error
         if not found:
             raise UserError(f"no images in {path}; put some there")
         return found

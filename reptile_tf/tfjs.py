@@ -229,7 +229,7 @@ def _reference(model: "keras.Model", learner: "MetaLearner", moments: list[np.nd
 
 
 def _scribbles(count: int, shape: Sequence[int]) -> np.ndarray:
-    """Draws random lines, which resemble drawings more than noise does: float32 [count, *shape], always the same."""
+    """Draws random lines, 0 on 1, always the same: float32 [count, *shape]. Noise would not resemble drawings."""
     height, width, channels = shape
     rng = np.random.default_rng(0)
     images = []

@@ -153,7 +153,7 @@ def test_a_folder_that_cannot_be_listed_is_named(root, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "scandir", denied)
-    with pytest.raises(UserError, match="cannot read .*photos: Permission denied; put that right"):
+    with pytest.raises(UserError, match="cannot read .*photos: Permission denied; fix that"):
         listing.of(root)
 
 
@@ -203,10 +203,10 @@ def test_another_table_is_another_store(root, table):
         ("path,label,set\n1.png,a,\n", "line 2: the set must be one of train, val, test, not ''"),
         ("path,label,set\n1.png,a,train\n2.png,a,test\n", r"class a is in the sets train, test \(1 of 1"),
         ("path,label,set\n1.png,a,train\n", "has images of one set only; train and test need some each"),
-        ('path,label\n"1.png,a\n', "is no table of values between commas in UTF-8"),
-        ('path,label\n"1.png"x,a\n', "is no table of values between commas in UTF-8"),
+        ('path,label\n"1.png,a\n', "is no table of comma-separated values in UTF-8"),
+        ('path,label\n"1.png"x,a\n', "is no table of comma-separated values in UTF-8"),
         ("path,label\n1.png\0,a\n", "line 2: no file|is no table"),
-        ("path,label\n" + "x" * 200_000 + ",a\n", "is no table of values between commas"),
+        ("path,label\n" + "x" * 200_000 + ",a\n", "is no table of comma-separated values"),
     ],
 )
 def test_a_table_that_cannot_be_followed_is_refused(root, table, text, message):
@@ -218,7 +218,7 @@ def test_a_table_that_cannot_be_followed_is_refused(root, table, text, message):
 
 def test_a_table_in_another_encoding_is_refused(root):
     (root / "labels.csv").write_bytes("path,label\n1.png,größe\n".encode("latin-1"))
-    with pytest.raises(UserError, match="is no table of values between commas in UTF-8"):
+    with pytest.raises(UserError, match="is no table of comma-separated values in UTF-8"):
         listing.of(root / "labels.csv")
 
 

@@ -104,13 +104,13 @@ def picture(
     except Exception as error:  # Pillow raises many kinds of errors for malformed images
         # A system error says nothing about the image, except EINVAL, from seeking to a bad offset given in the file.
         if isinstance(error, OSError) and error.errno and error.errno != errno.EINVAL:
-            raise UnreadableError(f"cannot read {path}: {error.strerror}; put that right") from error
+            raise UnreadableError(f"cannot read {path}: {error.strerror}; fix that") from error
         reason = "none of the formats read here" if isinstance(error, Image.UnidentifiedImageError) else error
         raise UserError(f"cannot read {path} as an image ({reason}); replace it, or move it away") from error
 
 
 def of_pixels(pixels: np.ndarray, size: int, channels: int) -> np.ndarray:
-    """Does what `read` does to pixels that are already decoded, uint8 [height, width, channel] with channel 1, 3 or 4."""
+    """Resizes and converts decoded pixels as `read` does: uint8 [height, width, channel] with 1, 3 or 4 channels."""
     small = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).resize((size, size), RESAMPLING)
     if small.mode == "RGBA":
         small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small)

@@ -220,4 +220,4 @@ def _digest(path: str) -> bytes:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
-        raise UnreadableError(f"cannot read {path}: {error.strerror}; put that right") from error
+        raise UnreadableError(f"cannot read {path}: {error.strerror}; fix that") from error

@@ -1,9 +1,8 @@
-"""Which image files are of which class: by folders, or by a table.
+"""Lists the image files of each class, from class folders or from a table.
 
-Classes are the folders that hold images, named by their path: in ROOT/CLASS/IMAGE, or, in sets,
-ROOT/SET/CLASS/IMAGE with the sets train, test and perhaps val, where a class is called "SET/CLASS". Folders may be
-nested: the images of ROOT/a/b/ are of class "a/b". Hidden files are passed over. What else is no image, or lies where
-no class is, is counted in a warning.
+Each folder that holds images is a class, named by its path: CLASS in ROOT/CLASS/IMAGE, or "SET/CLASS" in
+ROOT/SET/CLASS/IMAGE with the sets train, test and optionally val. Folders may be nested: the images in ROOT/a/b/ belong
+to the class "a/b". Hidden files are ignored. Other files, and images outside class folders, are counted in a warning.
 """
 
 import collections
@@ -20,16 +19,16 @@ from reptile_tf.errors import UserError
 from reptile_tf.fetch.image_files import SETS, visible
 from reptile_tf.progress import log
 
-STORE = "prepared-"  # how the names of the stores of decoded images begin, which lie beside their source
+STORE = "prepared-"  # prefix of the names of stores of decoded images, which lie beside their source
 
 
 class File(NamedTuple):
-    """What is needed of an `os.DirEntry`."""
+    """The path of a file, with the part of the interface of `os.DirEntry` that this package uses."""
 
     path: str
 
     def stat(self) -> os.stat_result:
-        """As os.stat."""
+        """Returns the result of `os.stat` for the file."""
         return os.stat(self.path)
 
 
@@ -37,10 +36,10 @@ class Listing(NamedTuple):
     """The image files of a source.
 
     Attributes:
-      root: the folder that they are in, or that their paths are relative to.
-      classes: the files of each class, both in the order of their names; sets in the order train, val, test.
-      store: how the names of its stores begin.
-      note: what the classes depend on beside the files.
+      root: the folder that holds the files, or that the paths in the table are relative to.
+      classes: the files of each class. Classes and files are sorted by name, sets in the order train, val, test.
+      store: prefix of the names of this source's stores.
+      note: whatever the classes depend on besides the files.
     """
 
     root: pathlib.Path
@@ -50,12 +49,12 @@ class Listing(NamedTuple):
 
 
 def of(path: str | os.PathLike) -> Listing:
-    """Lists a folder of class folders, with sets or without, or a table (see `of_table`).
+    """Lists a folder of class folders, with or without sets, or a table (see `of_table`).
 
     Raises:
-      UserError: it is not there, cannot be read, or is neither; it has no classes, a class has no images, or a folder
-        has both images and folders of images; there are sets, but not both train and test; two sets have a class of the
-        same name.
+      UserError: `path` does not exist, cannot be read, or is neither a folder nor a table; there are no classes, a
+        class has no images, or a folder holds both images and folders of images; there are sets, but not both train and
+        test; or two sets have a class of the same name.
     """
     path = pathlib.Path(path)
     try:
@@ -63,19 +62,19 @@ def of(path: str | os.PathLike) -> Listing:
             return of_table(path)
         return _of_folder(path)
     except OSError as error:
-        raise UserError(f"cannot read {error.filename or path}: {error.strerror}; put that right") from error
+        raise UserError(f"cannot read {error.filename or path}: {error.strerror}; fix that") from error
 
 
 def of_table(path: pathlib.Path) -> Listing:
     """Lists the files that a table names.
 
-    The table is a text file (.csv, UTF-8) of values between commas. The first line names the columns: `path`, relative
-    to the table's folder or absolute; `label`, the name of the class; and, if the table says it, `set`: train, val or
-    test in every line. Other columns are not looked at, nor is the order of the lines.
+    The table is a text file of comma-separated values (.csv, UTF-8). The first line names the columns: `path`, relative
+    to the table's folder or absolute; `label`, the name of the class; and optionally `set`, which is train, val or test
+    in every line. Other columns and the order of the lines have no effect.
 
     Raises:
-      UserError: it is none, or a line is wrong: the message has its number.
-      OSError: it cannot be read.
+      UserError: the file is not such a table, or a line is invalid; the message gives the line's number.
+      OSError: the file cannot be read.
     """
     if path.suffix.lower() != ".csv":
         raise UserError(f"{path} is neither a folder of class folders nor a table, PATH.csv")
@@ -98,7 +97,7 @@ def of_table(path: pathlib.Path) -> Listing:
                 lines[file] = rows.line_num
                 classes[label].append(File(file))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is no table of values between commas in UTF-8 ({error}); put that right") from error
+        raise UserError(f"{path} is no table of comma-separated values in UTF-8 ({error}); fix that") from error
     if not classes:
         raise UserError(f"{path} names no images; put a line with path and label there for each")
     if "set" in columns and not sets_of(list(classes)):
@@ -112,7 +111,7 @@ def of_table(path: pathlib.Path) -> Listing:
 
 
 def _line(values: dict[str, str], where: str, folder: pathlib.Path) -> tuple[str, str]:
-    """Path and class of a line of a table."""
+    """Returns the path and the class that a line of a table gives."""
     label = values.get("label", "").strip()
     if not label or not values.get("path"):
         raise UserError(f"{where}: it must have a path and a label")
@@ -146,7 +145,7 @@ def _of_folder(path: pathlib.Path) -> Listing:
 
 
 def _in_order(classes: dict[str, list]) -> dict[str, list]:
-    """The classes by set, if they are in sets, and by name; raises UserError if a name is in two sets."""
+    """Sorts the classes by set, if there are any, and by name; raises UserError if a name occurs in two sets."""
     if not (sets := sets_of(list(classes))):
         return {name: classes[name] for name in sorted(classes, key=lambda name: name.split("/"))}
     by_label: dict[str, list[str]] = {}
@@ -163,21 +162,21 @@ def _in_order(classes: dict[str, list]) -> dict[str, list]:
 
 
 def sets_of(names: Sequence[str]) -> dict[str, str]:
-    """The set of each class "SET/CLASS"; empty if the names are not such, or have not both train and test."""
+    """Returns the set of each class "SET/CLASS"; empty unless all names have that form and train and test both occur."""
     sets = {name: name.partition("/")[0] if "/" in name else "" for name in names}
     return sets if {"train", "test"} <= set(sets.values()) <= set(SETS) else {}
 
 
 class _Found:
-    """What there is in a folder; classes in sets are not yet compared."""
+    """The classes found in a folder, and the files that belong to none."""
 
     def __init__(self):
         self.classes: dict[str, list[os.DirEntry]] = {}
-        self._others: list[str] = []  # no images
-        self._loose: list[str] = []  # images beside class folders
+        self._others: list[str] = []  # files that are not images
+        self._loose: list[str] = []  # images outside class folders
 
     def sets_in(self, path: pathlib.Path) -> None:
-        """Adds the classes of the sets train, test and val in a folder."""
+        """Adds the classes in the sets train, test and val of a folder."""
         folders, images = self._sorted_out(path)
         self._loose += [image.path for image in images]
         for folder in folders:
@@ -187,7 +186,7 @@ class _Found:
                 log.warning(f"left out the folder {folder.path}: beside train and test only val is a set")
 
     def classes_in(self, path: str, prefix: str) -> None:
-        """Adds the classes in the folder `path`, which is none itself, under names that begin with `prefix`."""
+        """Adds the classes in the folder `path`, which is not a class itself; their names begin with `prefix`."""
         folders, images = self._sorted_out(path)
         if not folders:
             raise UserError(f"no class folders in {path}; put the images of each class into a folder of its own there")
@@ -196,7 +195,14 @@ class _Found:
             self._add(folder.path, prefix + folder.name, (_identity(path),))
 
     def _add(self, path: str, name: str, above: tuple, owner: str = "") -> None:
-        """Adds the classes in and below a folder; `owner` is the folder above that is a class itself."""
+        """Adds the class of a folder and those below it.
+
+        Args:
+          path: the folder.
+          name: the class's name.
+          above: identities of the folders that contain it, to detect links that form a cycle.
+          owner: the folder above it that is a class itself, if any.
+        """
         here = _identity(path)
         if here in above:
             raise UserError(f"{path} is a link to a folder that it lies in; remove it")
@@ -216,7 +222,7 @@ class _Found:
             self._add(folder.path, f"{name}/{folder.name}", (*above, here), path if images else owner)
 
     def _sorted_out(self, path: str | os.PathLike) -> tuple[list[os.DirEntry], list[os.DirEntry]]:
-        """The folders in a folder, and its images."""
+        """Returns the folders and the images in a folder, and notes its other files."""
         folders, images = [], []
         for entry in visible(path):
             if entry.is_dir():
@@ -228,7 +234,7 @@ class _Found:
         return folders, images
 
     def tell(self) -> None:
-        """Says what is left out."""
+        """Logs which files were left out."""
         if self._others:
             log.warning(f"files left out, which are no images as read here: {_kinds(self._others)}")
         if self._loose:
@@ -236,7 +242,7 @@ class _Found:
 
 
 def _kinds(paths: list[str]) -> str:
-    """How many files there are of each kind, such as "3 (2 .txt, 1 .heic), such as a/notes.txt"."""
+    """Counts files by suffix, as in "3 (2 .txt, 1 .heic), such as a/notes.txt"."""
     counts = collections.Counter(os.path.splitext(path)[1].lower() or "without suffix" for path in paths)
     most = ", ".join(f"{count} {kind}" for kind, count in counts.most_common(5))
     return f"{len(paths)} ({most}{', …' if len(counts) > 5 else ''}), such as {paths[0]}"

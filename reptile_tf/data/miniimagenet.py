@@ -1,7 +1,7 @@
-"""Mini-ImageNet (Vinyals et al. 2016; the classes of Ravi and Larochelle 2017), and any photographs laid out like it.
+"""Loads Mini-ImageNet (Vinyals et al. 2016; the classes of Ravi and Larochelle 2017) or photographs laid out like it.
 
-The photographs are decoded once, into a store beside them (see `cache`): the paper's as its code does it, that is
-without regard to EXIF orientation and transparency, all others as viewers show them (see `decode.read`).
+The photographs are decoded once, into a store beside them (see `cache`). The paper's images are decoded as its code
+does, which ignores EXIF orientation and transparency; all others as viewers show them (see `decode.read`).
 """
 
 import os
@@ -15,19 +15,19 @@ from reptile_tf.fetch.image_files import SETS
 
 
 def load(data_dir: str | os.PathLike, size: int = 84, skip_bad_images: bool = False) -> ImageClasses:
-    """Loads `data_dir/{train,val,test}/CLASS/IMAGE`; from a store in `data_dir` after the first time.
+    """Loads `data_dir/{train,val,test}/CLASS/IMAGE`, or after the first time the store in `data_dir`.
 
     Args:
       data_dir: the folder, see `listing`.
       size: height and width to resize to, by nearest neighbour.
-      skip_bad_images: leave out files that are no images, and say which, instead of stopping.
+      skip_bad_images: leave out files that are not images and log which, instead of raising an error.
 
     Returns:
       Classes "SET/CLASS": uint8 [image, size, size, 3], memory-mapped, scale 1/255.
 
     Raises:
-      UserError: the folder or a set is missing or empty, a class or an image is in two sets, a file is no image, or the
-        store cannot be written.
+      UserError: the folder or a set is missing or empty, a class or an image is in two sets, a file is not an image, or
+        the store cannot be written.
     """
     data_dir = pathlib.Path(data_dir)
     if not data_dir.is_dir():
@@ -41,11 +41,11 @@ def load(data_dir: str | os.PathLike, size: int = 84, skip_bad_images: bool = Fa
     papers = image_files.is_the_papers({name: len(files) for name, files in found.classes.items()})
     place = data_dir / f"{listing.STORE}{size}.json"
     classes, same = folder.prepare(found, (size, size, 3), place, as_stored=papers, skip_bad_images=skip_bad_images)
-    # The paper's data set is as it is.
+    # The paper's data set is used as published, even if an image is in two sets.
     folder.check_apart(same, {} if papers else listing.sets_of(classes.names), data_dir)
     return classes
 
 
 def is_the_papers(classes: ImageClasses) -> bool:
-    """Whether the classes, and how many images each has, are those of the paper's Mini-ImageNet."""
+    """Returns whether the classes and their numbers of images are those of the paper's Mini-ImageNet."""
     return image_files.is_the_papers(dict(zip(classes.names, classes.counts.tolist(), strict=True)))

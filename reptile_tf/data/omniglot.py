@@ -1,7 +1,7 @@
-"""Omniglot (Lake et al. 2015): 1,623 characters of 50 alphabets, each drawn by 20 people.
+"""Loads Omniglot (Lake et al. 2015): 1,623 characters of 50 alphabets, each drawn by 20 people.
 
-Raw folders and TensorFlow Datasets give the same arrays, bit for bit: classes are sorted by name, and the drawings of
-a class by their full-size pixels, because the two sources number them differently.
+The raw folders and TensorFlow Datasets give identical arrays: classes are sorted by name, and the drawings of a class
+by their full-size pixels, because the two sources number them differently.
 """
 
 import fcntl
@@ -21,10 +21,10 @@ from reptile_tf.fetch.image_files import visible
 
 _SIDE = 105  # pixels along each side of an original drawing
 _DRAWINGS = 20  # of each character
-_STORE = "prepared-"  # how the names of its files begin
+_STORE = "prepared-"  # prefix of the names of the store's files
 _WAY_OUT = "run: bash fetch_data.sh omniglot, or use --source glyphs"
 
-# Part, alphabet and number of characters.
+# The number of characters of each alphabet, by part.
 _ALPHABETS = {
     "images_background": {
         "Alphabet_of_the_Magi": 20,
@@ -87,17 +87,20 @@ _Parts = dict[str, dict[str, list]]
 
 
 def load_raw(data_dir: str | os.PathLike, size: int = 28) -> ImageClasses:
-    """Loads Omniglot from its unpacked archives, both parts together; from a store in `data_dir` after the first time.
+    """Loads both parts of Omniglot from the unpacked archives, or after the first time from the store in `data_dir`.
 
     Args:
       data_dir: the folder with images_background/ALPHABET/characterNN/*.png and images_evaluation/... .
-      size: height and width to resize to, by nearest neighbour as the paper's code did (1-bit images allow no other).
+      size: height and width to resize to, by nearest neighbour as in the paper's code (Pillow resizes 1-bit images in
+        no other way).
 
     Returns:
-      1,623 classes "ALPHABET/characterNN" of 20: uint8 [32460, size, size, 1], 0 ink and 1 background, scale 1.
+      1,623 classes "ALPHABET/characterNN" of 20 drawings each: uint8 [32460, size, size, 1], 0 ink and 1 background,
+      scale 1.
 
     Raises:
-      UserError: the folder is missing, not complete (names the alphabets), or holds a damaged PNG (names the file).
+      UserError: the folder is missing or incomplete (the message names the alphabets), or holds a damaged PNG file (the
+        message names it).
     """
     data_dir = pathlib.Path(data_dir)
     if not data_dir.is_dir():
@@ -107,16 +110,16 @@ def load_raw(data_dir: str | os.PathLike, size: int = 28) -> ImageClasses:
         entries = (entry for classes in parts.values() for drawings in classes.values() for entry in drawings)
         key = cache.fingerprint(data_dir, entries, f"omniglot {size}")
     except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}; put that right, or {_WAY_OUT}") from error
+        raise UserError(f"cannot read {error.filename}: {error.strerror}; fix that, or {_WAY_OUT}") from error
     way_out = f"name the folder that has all of Omniglot by --data-dir, or move this one away and {_WAY_OUT}"
     return _prepared(data_dir, key, size, lambda: parts, str(data_dir), way_out)
 
 
 def split_by_part(classes: ImageClasses) -> dict[str, ImageClasses]:
-    """The characters of the background alphabets to train on, and those of the evaluation alphabets to test on.
+    """Splits Omniglot into "train", the background alphabets' characters, and "test", the evaluation alphabets' ones.
 
     Raises:
-      UserError: they are no characters of Omniglot.
+      UserError: the classes are not Omniglot's characters.
     """
     alphabets = [name.split("/")[0] for name in classes.names]
     sets = {
@@ -129,14 +132,14 @@ def split_by_part(classes: ImageClasses) -> dict[str, ImageClasses]:
 
 
 def load_tfds(data_dir: str | os.PathLike | None = None, size: int = 28) -> ImageClasses:
-    """Loads Omniglot from TensorFlow Datasets, which downloads it the first time: the same as `load_raw` gives.
+    """Loads Omniglot from TensorFlow Datasets, which downloads it the first time.
 
     Args:
-      data_dir: where TensorFlow Datasets keeps its data sets; None is its own default.
+      data_dir: folder where TensorFlow Datasets keeps its data sets; None for its own default.
       size: height and width to resize to, by nearest neighbour.
 
     Returns:
-      Arrays, order and names exactly as `load_raw` returns them.
+      The same as `load_raw`: identical arrays, order and names.
 
     Raises:
       UserError: TensorFlow Datasets is not installed, cannot download or prepare Omniglot, or holds a damaged copy.
@@ -148,18 +151,19 @@ def load_tfds(data_dir: str | os.PathLike | None = None, size: int = 28) -> Imag
         if not pathlib.Path(builder.data_dir).exists():
             root = pathlib.Path(builder.data_dir).parents[1]
             root.mkdir(parents=True, exist_ok=True)
-            with open(root / ".omniglot.lock", "a") as lock:  # of several processes the last step fails in all but one
+            # Without a lock, preparation fails in all but one of several processes that start at once.
+            with open(root / ".omniglot.lock", "a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                builder = tfds.builder("omniglot", data_dir=data_dir)  # as the one before has left it
-                builder.download_and_prepare()  # returns at once if that one has
-    except ImportError as error:  # also from the preparation, which imports some packages only then
+                builder = tfds.builder("omniglot", data_dir=data_dir)  # another process may have prepared it meanwhile
+                builder.download_and_prepare()  # returns at once if one has
+    except ImportError as error:  # preparation imports some packages only when it runs
         raise UserError(f"{error}; run: pip install {error.name}, or use another --source") from error
-    except Exception as error:  # whatever its network, archive and file layers raise; none of it is ours to mend
+    except Exception as error:  # anything that the library's network, archive and file layers raise
         raise UserError(f"TensorFlow Datasets cannot prepare Omniglot ({_first_line(error)}); {_WAY_OUT}") from error
 
     folder = pathlib.Path(builder.data_dir)
     way_out = f"move {folder} away and try again, or {_WAY_OUT}"
-    # The store lies in the same folder and must not be part of its own key.
+    # The store lies in the same folder, and its key must not depend on its own files.
     files = [entry for entry in visible(folder) if not entry.name.startswith(_STORE)]
     key = cache.fingerprint(folder, files, f"omniglot {size}")
 
@@ -167,7 +171,7 @@ def load_tfds(data_dir: str | os.PathLike | None = None, size: int = 28) -> Imag
         splits = {"images_background": "train", "images_evaluation": "test"}
         try:
             return {part: _read_split(builder, split) for part, split in splits.items()}
-        except Exception as error:  # TensorFlow's and TensorFlow Datasets' own, for records that cannot be read
+        except Exception as error:  # both libraries raise errors of their own for unreadable records
             raise UserError(f"cannot read {folder} ({_first_line(error)}); {way_out}") from error
 
     return _prepared(folder, key, size, read, str(folder), way_out)
@@ -176,14 +180,14 @@ def load_tfds(data_dir: str | os.PathLike | None = None, size: int = 28) -> Imag
 def _prepared(
     folder: pathlib.Path, key: str, size: int, read: Callable[[], _Parts], where: str, way_out: str
 ) -> ImageClasses:
-    """The decoded drawings, from the store in `folder` if there is one of `key`."""
+    """Returns the decoded drawings, from the store in `folder` if its key matches."""
 
     def decode(images: np.ndarray) -> tuple[dict[str, int], dict]:
         return _decode(read(), size, images, where, way_out), {}
 
     count = _DRAWINGS * sum(sum(alphabets.values()) for alphabets in _ALPHABETS.values())
     shape = (count, size, size, 1)
-    # Small enough to be verified each time; a folder that cannot be written to, of another user's say, will do.
+    # The store is small enough to be verified at every start. It is optional, since the folder may be another user's.
     return cache.prepared(folder / f"{_STORE}{size}.json", key, shape, decode, verify=True, required=False).classes()
 
 
@@ -192,7 +196,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _scan(part: pathlib.Path) -> dict[str, list[os.DirEntry]]:
-    """Lists the PNG files of one part by class name; no check of which are there."""
+    """Lists the PNG files of one part by class name, without checking that the part is complete."""
     drawings = {}
     for alphabet in visible(part) if part.is_dir() else ():
         for character in visible(alphabet.path) if alphabet.is_dir() else ():
@@ -203,7 +207,7 @@ def _scan(part: pathlib.Path) -> dict[str, list[os.DirEntry]]:
 
 
 def _read_split(builder: Any, split: str) -> dict[str, list[bytes]]:
-    """Reads the PNG files of one split by class name; they are stored there byte for byte."""
+    """Reads the original bytes of the PNG files of one split, by class name."""
     import tensorflow_datasets as tfds
 
     alphabets = builder.info.features["alphabet"].names
@@ -216,10 +220,10 @@ def _read_split(builder: Any, split: str) -> dict[str, list[bytes]]:
 
 
 def _decode(parts: _Parts, size: int, images: np.ndarray, where: str, way_out: str) -> dict[str, int]:
-    """Decodes, sorts and resizes all drawings into `images`; gives the number in each class.
+    """Decodes, sorts and resizes all drawings into `images`; returns the number of drawings in each class.
 
     Raises:
-      UserError: one is missing or damaged.
+      UserError: a drawing is missing or damaged.
     """
     gaps = [gap for part, alphabets in _ALPHABETS.items() for gap in _gaps(part, alphabets, parts[part])]
     if gaps:
@@ -233,7 +237,7 @@ def _decode(parts: _Parts, size: int, images: np.ndarray, where: str, way_out: s
 
 
 def _gaps(part: str, alphabets: dict[str, int], drawings: dict[str, list]) -> Iterable[str]:
-    """Says what is wrong with one part, alphabet by alphabet; nothing if it is just as it was published."""
+    """Describes what is missing from one part or does not belong there, by alphabet; empty if it is as published."""
     if not drawings:
         yield f"all of {part} ({len(alphabets)} alphabets) is missing"
         return
@@ -253,14 +257,14 @@ def _gaps(part: str, alphabets: dict[str, int], drawings: dict[str, list]) -> It
 
 
 def _decode_png(png: bytes | os.DirEntry, name: str, way_out: str) -> np.ndarray:
-    """One drawing: bool [105, 105]."""
+    """Decodes one drawing: bool [105, 105]."""
     try:
         with Image.open(io.BytesIO(png) if isinstance(png, bytes) else png.path, formats=["PNG"]) as image:
             if image.size != (_SIDE, _SIDE):
                 raise ValueError(f"{image.width}x{image.height} pixels instead of {_SIDE}x{_SIDE}")
             return np.asarray(image.convert("1"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all of them Pillow's
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of these
         file = f"a drawing of {name}" if isinstance(png, bytes) else png.path
-        if isinstance(error, OSError) and error.errno:  # the machine's, which says nothing of the drawing
-            raise UserError(f"cannot read {file}: {error.strerror}; put that right") from error
+        if isinstance(error, OSError) and error.errno:  # a system error, which says nothing about the drawing
+            raise UserError(f"cannot read {file}: {error.strerror}; fix that") from error
         raise UserError(f"cannot read {file} ({error}); {way_out}") from error

@@ -1,4 +1,4 @@
-"""Which classes to train on, and which to validate and test on."""
+"""Splits classes into sets for training, validation and testing."""
 
 import difflib
 import math
@@ -13,23 +13,24 @@ from reptile_tf.errors import UserError
 from reptile_tf.fetch.image_files import SETS
 from reptile_tf.progress import log
 
-SHARES = "64,16,20"  # as Mini-ImageNet's hundred classes are split
+SHARES = "64,16,20"  # the split of Mini-ImageNet's hundred classes
 
 
 def split_classes(classes: ImageClasses, split: str = "", seed: int = 0, ways: int = 5) -> dict[str, ImageClasses]:
-    """Splits classes into sets, "train", "test" and perhaps "val", and logs their sizes.
+    """Splits classes into the sets "train", "test" and optionally "val", and logs their sizes.
 
     Args:
-      classes: all of them, named "SET/CLASS" if they are in sets already.
-      split: "" for the sets in the names, or without these `SHARES`; shares, or a file of names: see `split_names`.
-      seed: of the shares.
-      ways: classes of a task; each set gets at least so many by shares.
+      classes: all classes, named "SET/CLASS" if they already belong to sets.
+      split: shares or the path of a file of names, see `split_names`. With "" the sets in the names are used, or
+        `SHARES` if the names have none.
+      seed: random seed of a split by shares.
+      ways: number of classes per task. By shares, each set gets at least that many.
 
     Returns:
-      The classes of each set, in the order of their names; the images are shared, not copied.
+      The classes of each set, in their original order; the images are shared, not copied.
 
     Raises:
-      UserError: what `split_names` raises.
+      UserError: see `split_names`.
     """
     where = {name: index for index, name in enumerate(classes.names)}
     sets = split_names(classes.names, split, seed, ways)
@@ -44,20 +45,20 @@ def split_classes(classes: ImageClasses, split: str = "", seed: int = 0, ways: i
 
 
 def split_names(names: Sequence[str], split: str = "", seed: int = 0, ways: int = 5) -> dict[str, list[str]]:
-    """As `split_classes`, with the names of the classes alone, and saying nothing.
+    """Splits like `split_classes`, but takes and returns only the names of classes, and logs nothing.
 
-    Shares are two or three numbers, as in 80,20 or 64,16,20: of the classes to train on, to validate on and to test on,
-    relative to their sum. Which class is in which set depends on the seed and on the names alone. Each set gets at
-    least `ways` classes. With fewer than three times the ways there is no validation set.
+    Shares are two or three numbers, as in 80,20 (training and testing) or 64,16,20 (training, validation and testing),
+    relative to their sum. The result depends only on the seed and the names. Each set gets at least `ways` classes.
+    With fewer than 3 * `ways` classes there is no validation set.
 
-    A file of names is a text file (UTF-8) with a name in each line: of a class, or of all classes "NAME/…", such as an
-    alphabet of Omniglot or a folder of class folders. These are for testing, and all others to train on. `val,NAME` and
-    `train,NAME` put classes into another set; if there is a line with train, classes that no line names are left out.
-    Empty lines and lines that begin with # say nothing.
+    A file of names is a text file (UTF-8) with one name per line: a class, or a NAME that stands for all classes
+    "NAME/…", such as an alphabet of Omniglot or a folder of class folders. These classes are for testing, and all
+    others for training. Lines `val,NAME` and `train,NAME` assign classes to those sets; if any line has train, classes
+    that no line names are left out. Empty lines and lines that begin with # are ignored.
 
     Raises:
-      UserError: the names have sets and `split` is given, too; it is neither shares nor a file that can be read; there
-        are too few classes; the file names a class that is not there, or one for two sets, or leaves a set empty.
+      UserError: the names already have sets, but `split` is given; `split` is neither shares nor a readable file; there
+        are too few classes; or the file names an unknown class, puts a class into two sets, or leaves a set empty.
     """
     if sets := sets_of(names):
         if split:
@@ -68,7 +69,7 @@ def split_names(names: Sequence[str], split: str = "", seed: int = 0, ways: int 
 
 
 def split_by_file(names: Sequence[str], path: str | os.PathLike) -> dict[str, list[str]]:
-    """The names of the classes by set, as a file of names says: see `split_names`, whose errors it raises."""
+    """Returns the names of the classes in each set, as a file of names says; see `split_names` for format and errors."""
     sets: dict[str, str] = {}
     try:
         with open(path, encoding="utf-8-sig") as file:
@@ -101,7 +102,7 @@ def split_by_file(names: Sequence[str], path: str | os.PathLike) -> dict[str, li
 
 
 def _as_shares(split: str) -> tuple[float, float, float] | None:
-    """The shares of train, val and test; None if `split` is a file's name."""
+    """Returns the shares of train, val and test; None if `split` is the name of a file."""
     texts = (split or SHARES).split(",")
     try:
         numbers = [float(text) for text in texts]

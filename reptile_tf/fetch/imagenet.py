@@ -54,7 +54,7 @@ def fetch_miniimagenet(
     """
     target, building = root / "miniimagenet", root / ".miniimagenet.building"
     if os.path.lexists(target):
-        image_files.check(target, f"put that right, or move {target} away and run this again")
+        image_files.check(target, f"fix that, or move {target} away and run this again")
         print(f"{target} is there already, nothing to do; move it away to build it anew", flush=True)
         return
     variable, source = _chosen(environment, building)
@@ -144,7 +144,7 @@ def _from_tar(tar: pathlib.Path, images: list[Image]) -> _Source:
             try:
                 data = os.pread(file.fileno(), _BLOCK + image.size, image.first - _BLOCK)
             except OSError as error:
-                raise FetchError(f"cannot read {tar} ({error.strerror}); put that right and run this again") from error
+                raise FetchError(f"cannot read {tar} ({error.strerror}); fix that and run this again") from error
         header, data = data[:_BLOCK], data[_BLOCK:]
         name = os.path.basename(image.path)
         wrong = image_files.flaw(data, png=False) or ("is not all there" if len(data) < image.size else "")
@@ -169,7 +169,7 @@ def _from_folder(folder: pathlib.Path, images: list[Image]) -> _Source:
     def source(image: Image) -> pathlib.Path:
         return folder / image.path.partition("/")[2]
 
-    way_out = "put that right, or set IMAGENET_DIR to another folder"
+    way_out = "fix that, or set IMAGENET_DIR to another folder"
     missing = sorted(source(image) for image in images if not source(image).is_file())
     if missing:
         classes = {path.parent.name for path in missing if not path.parent.is_dir()}
@@ -185,7 +185,7 @@ def _from_folder(folder: pathlib.Path, images: list[Image]) -> _Source:
 
 
 def _from_miniimagenet(folder: pathlib.Path) -> _Source:
-    images = image_files.images_below(folder, "put that right, or set MINIIMAGENET_DIR to another folder")
+    images = image_files.images_below(folder, "fix that, or set MINIIMAGENET_DIR to another folder")
     way_out = "replace it or move it away, then run this again"
     return images, lambda image: image_files.read(folder / image.path, True, way_out)
 
