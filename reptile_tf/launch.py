@@ -2,8 +2,8 @@
 
   python -m reptile_tf.launch --workers 8 run_omniglot.py --preset omniglot-1shot-5way
 
-Each process gets a GPU, or a share of the CPU's cores. On several hosts a scheduler starts the processes and sets
-TF_CONFIG.
+Each worker gets its own GPU, or a share of the CPU's cores. To train on several hosts, let a scheduler start the
+processes and set TF_CONFIG.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import BinaryIO, TextIO
 
 from reptile_tf.errors import ClusterError, UserError
 
-# Seconds that the other workers have to end by themselves, and to say why, once one has failed.
+# After a worker has failed, the seconds that the others have to report the failure and exit before they are killed.
 GRACE = 5.0
 MISTAKES = UserError.exit_code, 2  # 2: a bad flag
 LOST = ClusterError.exit_code
@@ -31,37 +31,37 @@ STOPPED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 
 class Output:
-    """What the workers print, line by line, each with its worker's number before it."""
+    """Copies the workers' output line by line, each prefixed with its worker's number."""
 
     def __init__(self):
         self._lock = threading.Lock()
-        self._errors: dict[bytes, int] = {}  # who said it first
-        self._clear = "\r\033[K" if sys.stdout.isatty() else ""  # the chief's live line
+        self._errors: dict[bytes, int] = {}  # the worker that printed each line first
+        self._clear = "\r\033[K" if sys.stdout.isatty() else ""  # erases the chief's live line
 
     def copy(self, source: BinaryIO, to: TextIO, worker: int) -> None:
-        """Copies until `source` ends, but no error that another worker has given: all have the same flags."""
+        """Copies `source` to its end, except errors that another worker has printed: all have the same flags."""
         with source:
             for line in source:
                 with self._lock:
                     if to is sys.stderr and self._errors.setdefault(line, worker) != worker:
                         continue
-                    # Bytes, since `to` may be of another encoding than the worker's.
+                    # Written as bytes, since the encoding of `to` may differ from the worker's.
                     to.buffer.write(f"{self._clear}[{worker}] ".encode() + line.rstrip(b"\n") + b"\n")
                     to.buffer.flush()
 
     def say(self, text: str) -> None:
-        """Prints a line of the launcher's own."""
+        """Prints a line from the launcher itself."""
         with self._lock:
             print(f"{self._clear}launch: {text}", file=sys.stderr, flush=True)
 
 
-LAUNCHER = "REPTILE_LAUNCHER"  # the environment variable that has the launcher's process id
+LAUNCHER = "REPTILE_LAUNCHER"  # environment variable with the launcher's process id
 
 
 def end_with_launcher() -> None:
-    """Makes this process, if a launcher started it, stop as by SIGTERM once that is gone, even by SIGKILL."""
+    """Makes this process send itself SIGTERM when the launcher that started it, if any, has ended, even by SIGKILL."""
     launcher = os.environ.get(LAUNCHER, "")
-    if not launcher.isdecimal() or os.getppid() != int(launcher):  # of a launcher further up
+    if not launcher.isdecimal() or os.getppid() != int(launcher):  # inherited from a launcher of a parent process
         return
 
     def watch() -> None:
@@ -73,12 +73,12 @@ def end_with_launcher() -> None:
 
 
 class Workers:
-    """The processes of one start.
+    """The worker processes of one start.
 
     Args:
-      command: what each runs.
-      count: how many.
-      output: takes what they print. On a terminal the chief's standard output is the terminal, for its live line.
+      command: the command line that each worker runs.
+      count: number of workers.
+      output: copies their output. On a terminal the chief writes its standard output there itself, for its live line.
     """
 
     def __init__(self, command: list[str], count: int, output: Output):
@@ -87,7 +87,7 @@ class Workers:
         self.processes: list[subprocess.Popen] = []
         self._readers: list[threading.Thread] = []
         gpus = _gpus(count)
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []  # macOS: not to be divided
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []  # macOS cannot divide them
         try:
             for index in range(count):
                 task = {"cluster": {"worker": self.addresses}, "task": {"type": "worker", "index": index}}
@@ -95,7 +95,7 @@ class Workers:
                 if gpus:
                     environment["CUDA_VISIBLE_DEVICES"] = gpus[index]
                 if cores:
-                    os.sched_setaffinity(0, _part(cores, index, count))  # inherited, and what `device.cores` goes by
+                    os.sched_setaffinity(0, _part(cores, index, count))  # the worker inherits it; see `device.cores`
                 self._start(command, environment, index)
         finally:
             if cores:
@@ -108,7 +108,7 @@ class Workers:
             stdin=subprocess.DEVNULL,
             stdout=None if index == 0 and sys.stdout.isatty() else subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,  # a terminal's Ctrl-C reaches it from here only, once
+            start_new_session=True,  # so that Ctrl-C reaches it only once, through the launcher
         )
         self.processes.append(process)
         for source, to in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
@@ -117,15 +117,16 @@ class Workers:
                 self._readers[-1].start()
 
     def send(self, number: int) -> None:
-        """Sends a signal to those that still run."""
+        """Sends a signal to the workers that are still running."""
         for process in self.processes:
             if process.poll() is None:
                 process.send_signal(number)
 
     def wait(self) -> int:
-        """Waits for all to end, and ends the others when one fails; returns the exit code of what went wrong, or 0.
+        """Waits for all workers, and ends the others when one fails; returns the exit code of the cause, or 0.
 
-        That is a mistake's if any worker has made one, else the first failure's; LOST only tells of another's.
+        The cause is a user error if any worker reports one, otherwise the first failure. Exit code LOST counts only if
+        there is no other, since it reports another worker's failure.
         """
         culprit, code, deadline = -1, 0, float("inf")
         running, told = True, False
@@ -134,12 +135,12 @@ class Workers:
             late = time.monotonic() > deadline
             if not late and (failed := [i for i, p in enumerate(self.processes) if p.returncode]):
                 codes = [process.returncode for process in self.processes]
-                # Of several at once the one that a signal killed, a negative code: the others only tell of it.
+                # Of several at once, the cause is the one that a signal killed (a negative code).
                 culprit = min(
                     failed, key=lambda i: (codes[i] not in MISTAKES, codes[i] == LOST, i != culprit, codes[i])
                 )
                 code = _exit_code(self.processes[culprit])
-                if code not in STOPPED:  # else all stop by themselves, and the chief saves
+                if code not in STOPPED:  # after a signal to stop, all workers end on their own and the chief saves
                     deadline = min(deadline, time.monotonic() + GRACE)
             if running and not told and deadline < float("inf") and (code != LOST or late):
                 told = True
@@ -158,7 +159,7 @@ class Workers:
 
 
 def _exit_code(process: subprocess.Popen) -> int:
-    """As a shell gives it."""
+    """Returns a process's exit code as a shell reports it: 128 + N after signal N."""
     return 128 - process.returncode if process.returncode < 0 else process.returncode
 
 
@@ -171,14 +172,14 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _part(cores: list[int], index: int, count: int) -> set[int]:
-    """A worker's share of the cores; one each, some of them shared, where there are more workers than cores."""
+    """Returns a worker's share of the cores. With more workers than cores, each gets one, and some are shared."""
     if count > len(cores):
         return {cores[index % len(cores)]}
     return set(cores[index * len(cores) // count : (index + 1) * len(cores) // count])
 
 
 def _gpus(count: int) -> list[str]:
-    """What CUDA calls the first `count` GPUs; none if there are none. Raises UserError if there are fewer than that."""
+    """Returns CUDA's names of the first `count` GPUs; empty without GPUs. Raises UserError if there are too few."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         gpus = [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip() not in ("", "-1")]
     elif shutil.which("nvidia-smi"):
@@ -196,13 +197,14 @@ def launch(script: str, flags: Sequence[str], workers: int, restarts: int = 0) -
 
     Args:
       script: path of the script.
-      flags: its command line, the same for all workers.
+      flags: the script's command-line arguments, the same for all workers.
       workers: number of workers.
-      restarts: how often to restart all workers from the newest checkpoint. There is no restart after a user's mistake
-        or a signal to stop.
+      restarts: how often to restart all workers from the newest checkpoint. There is no restart after a user error or a
+        signal to stop.
 
     Returns:
-      The exit code: 0, a mistake's, else the first failure's, 130 after SIGINT, or 143 after SIGTERM or SIGHUP.
+      The exit code: 0, that of a user error or else of the first failure, 130 after SIGINT, or 143 after SIGTERM or
+      SIGHUP.
 
     Raises:
       UserError: there is no such script, or there are fewer GPUs than workers.
@@ -220,13 +222,13 @@ def launch(script: str, flags: Sequence[str], workers: int, restarts: int = 0) -
     old = {
         number: signal.signal(number, pass_on)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) != signal.SIG_IGN  # as nohup has it
+        if signal.getsignal(number) != signal.SIG_IGN  # nohup ignores SIGHUP
     }
     try:
         while True:
             output = Output()
             running[:] = [Workers([sys.executable, script, *flags], workers, output)]
-            if asked:  # while they were being started
+            if asked:  # a signal arrived while they were being started
                 running[0].send(asked[0])
             code = running[0].wait()
             if asked and code:
@@ -241,7 +243,7 @@ def launch(script: str, flags: Sequence[str], workers: int, restarts: int = 0) -
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: as `launch`, 1 after a mistake, 2 (SystemExit) after a bad flag."""
+    """Runs the command line; returns `launch`'s exit code, 1 after a user error, or 2 (SystemExit) after a bad flag."""
     parser = argparse.ArgumentParser(
         prog="python -m reptile_tf.launch",
         description="Start a run script as several workers on this host, one per GPU or the CPU's cores divided.",

@@ -1,4 +1,4 @@
-"""Classes of arrays of any kind: results of a function on other classes, and data sets of (sample, label) pairs."""
+"""Makes classes of arrays, from a function of other classes' samples or from a data set of (sample, label) pairs."""
 
 import hashlib
 import os
@@ -21,19 +21,19 @@ def mapped(
     batch: int = 256,
     store: str | os.PathLike | None = None,
 ) -> ImageClasses:
-    """Returns classes of a function's results for the samples, with the same names, in the same order, and scale 1.
+    """Returns classes that hold a function's results for the samples, with the same names and order, and scale 1.
 
     Args:
-      classes: of images or other samples.
-      function: from samples [sample, ...] as they are in `classes` (before scaling; turned and mirrored as these say)
-        to an array, a result for each: embeddings by a frozen network, say. Each result must not depend on the others.
-      batch: most samples at a time.
-      store: path of a new or earlier store without its suffix (PLACE for PLACE.json and the array beside it): results
-        are kept there, and taken from there while neither the samples nor what the function makes of the first batch
-        have changed. Without it they are held in memory.
+      classes: classes of images or other samples.
+      function: maps samples [sample, ...], rotated and mirrored as `classes` says but not scaled, to an array with one
+        result per sample, such as the embeddings of a frozen network. No result may depend on the other samples.
+      batch: maximum number of samples per call.
+      store: path of a store without its suffix: PLACE for PLACE.json and the array beside it. Results are written
+        there, and reused as long as the samples and the function's results for the first batch are unchanged. Without a
+        store they are held in memory.
 
     Raises:
-      ValueError: the function gives another number of results than it got samples.
+      ValueError: the function does not return one result per sample.
       UserError: the store cannot be written.
     """
 
@@ -75,13 +75,13 @@ def mapped(
 def from_dataset(
     dataset: Iterable[tuple[Any, Any]], names: Sequence[str] | None = None, scale: float = 1.0
 ) -> ImageClasses:
-    """Groups a data set's samples by label, in the order of the labels, in memory.
+    """Groups a data set's samples by label, sorted by label, in memory.
 
     Args:
-      dataset: pairs (x, y), such as a tf.data.Dataset that is not batched: x of any shape, the same for all, and y an
-        integer or a string.
+      dataset: pairs (x, y), such as an unbatched tf.data.Dataset. All x have the same shape, and y is an integer or a
+        string.
       names: names of the classes with labels 0, 1, …; by default the labels themselves.
-      scale: factor by which samples are multiplied for the network: 1/255 for images of 0 to 255.
+      scale: factor by which samples are multiplied for the network, such as 1/255 for images of 0 to 255.
 
     Raises:
       ValueError: the data set is batched or empty, or its samples differ in shape.
@@ -108,31 +108,31 @@ def _name(label: Any, names: Sequence[str] | None) -> str:
 def from_tfds(
     name: str, size: int, channels: int, data_dir: str | os.PathLike | None = None, split: str = "all"
 ) -> ImageClasses:
-    """Classes of a data set of images with labels from TensorFlow Datasets, which downloads it the first time.
+    """Loads a data set of labelled images from TensorFlow Datasets, which downloads it the first time.
 
-    Images are converted and stretched as files are, see `decode.read`.
+    Images are converted and stretched in the same way as files, see `decode.read`.
 
     Args:
-      name: as for `tfds.load`, such as "cifar10".
+      name: the name for `tfds.load`, such as "cifar10".
       size: height and width to resize to.
       channels: 3 for RGB or 1 for greyscale.
-      data_dir: where TensorFlow Datasets keeps its data sets; None is its own default.
-      split: which of the data set's parts; by default all.
+      data_dir: folder where TensorFlow Datasets keeps its data sets; None for its own default.
+      split: the part of the data set to load; by default all of it.
 
     Returns:
-      One class a label, under its name: uint8 [image, size, size, channels], scale 1/255.
+      One class per label, with the label's name: uint8 [image, size, size, channels], scale 1/255.
 
     Raises:
-      UserError: TensorFlow Datasets is not installed or cannot give the data set; it is not of images with labels.
+      UserError: TensorFlow Datasets is not installed or cannot provide the data set, or it has no labelled images.
     """
     try:
         import tensorflow_datasets as tfds
 
         pairs, info = tfds.load(name, split=split, data_dir=data_dir, as_supervised=True, with_info=True)
         image, label = (info.features[key] for key in info.supervised_keys)
-    except ImportError as error:  # also from the preparation, which imports some packages only then
+    except ImportError as error:  # preparation imports some packages only when it runs
         raise UserError(f"{error}; run: pip install {error.name}, or use another --source") from error
-    except Exception as error:  # whatever its network, archive and file layers raise
+    except Exception as error:  # anything that the library's network, archive and file layers raise
         line = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"TensorFlow Datasets cannot give {name} as images with labels ({line})") from error
     if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):

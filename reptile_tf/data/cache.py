@@ -22,7 +22,7 @@ from reptile_tf.data.image_classes import ImageClasses
 from reptile_tf.errors import UserError
 from reptile_tf.progress import log
 
-_FORMAT = 3  # raise it whenever the files' layout changes, or what is read otherwise than by `data.decode`
+_FORMAT = 3  # raise it whenever the files' layout changes, or the pixels of a source that `data.decode` does not read
 _KEY = "-[0-9a-f]{12}"  # in the name of the images' file
 
 
@@ -40,17 +40,17 @@ class Prepared(NamedTuple):
     found: dict[str, Any]
 
     def classes(self, scale: float = 1.0) -> ImageClasses:
-        """The images by class."""
+        """Returns the images by class."""
         counts = np.array(list(self.counts.values()), np.int64)
         return ImageClasses(self.images, np.cumsum(counts) - counts, counts, tuple(self.counts), scale)
 
 
 def fingerprint(root: pathlib.Path, sources: Iterable[Any], note: str) -> str:
-    """Digests what a store depends on: relative path, size and time of change of every file, `note`, and the decoder.
+    """Digests whatever a store depends on: each file's path, size and modification time, `note`, and the decoder.
 
     Args:
-      root: the folder that the paths are relative to, so that moving all of it keeps the store valid.
-      sources: the source files, in any order: os.DirEntry, or what has `path` and `stat()` like it.
+      root: the folder that the paths are relative to, so that a store stays valid when the whole folder moves.
+      sources: the source files, in any order: os.DirEntry, or objects with `path` and `stat()` like it.
       note: whatever else the decoded images depend on, such as their size.
 
     Returns:
@@ -82,14 +82,14 @@ def prepared(
     Args:
       manifest: the path of the manifest, PLACE.json; the images are beside it.
       key: the `fingerprint` of the source.
-      shape: of the images if none is left out.
+      shape: shape of all images together if none is left out.
       decode: fills uint8 [image, height, width, channel] from the front; returns `Prepared.counts` and `found`.
       verify: read all images at every start and compare them with their checksum.
-      required: whether a store that cannot be written is an error; else the images are held in memory, with a warning.
-      dtype: of the images.
+      required: raise an error if the store cannot be written. Otherwise log a warning and hold the images in memory.
+      dtype: dtype of the images.
 
     Raises:
-      UserError: the store cannot be written, or there is no space for it; or what `decode` raises.
+      UserError: the store cannot be written, or there is no space for it; also any error of `decode`.
     """
     found = _read(manifest, key, shape, dtype, verify)
     if found is None:
@@ -123,11 +123,11 @@ def _read(manifest: pathlib.Path, key: str, shape: tuple[int, ...], dtype: Any, 
             raise ValueError(f"{count} images of {shape} should be there, and {images.dtype} {images.shape} is")
         if verify and hashlib.sha256(images).hexdigest() != stored["images sha256"]:
             raise ValueError("the images' checksum is wrong")
-        # np.asarray: a plain array on the same map, so that what is indexed out of it is one, too.
+        # np.asarray makes a plain array of the memory map, so that indexing it returns plain arrays.
         return Prepared(np.asarray(images[:count]), stored["counts"], stored["found"])
     except FileNotFoundError:
         return None
-    except Exception as error:  # NumPy lets many kinds out when the bytes are not those of a sound .npy
+    except Exception as error:  # NumPy raises many kinds of errors for malformed .npy files
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.EACCES):
             raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
         log.warning(f"{manifest} or its images are damaged ({error}): preparing them again")
@@ -146,7 +146,7 @@ def _write(manifest: pathlib.Path, key: str, shape: tuple[int, ...], dtype: Any,
     try:
         files.write_text(manifest, files.sealed(stored))
     except files.WriteError:
-        store.unlink()  # useless without a manifest, and would take up the space of the next store
+        store.unlink()  # useless without a manifest, and it would take the space of the next store
         raise
     for old in _named(manifest, "", rf"{_KEY}\.npy"):
         if old != store:
@@ -158,7 +158,7 @@ def _images_path(manifest: pathlib.Path, key: str) -> pathlib.Path:
 
 
 def _named(manifest: pathlib.Path, before: str, after: str) -> list[pathlib.Path]:
-    """The files beside a manifest that are called as it is, with what these patterns match before and after that."""
+    """Lists files beside a manifest named BEFORE STEM AFTER: the manifest's stem between matches of the two patterns."""
     name = re.compile(before + re.escape(manifest.stem) + after)
     return [path for path in manifest.parent.iterdir() if name.fullmatch(path.name)]
 
@@ -167,9 +167,9 @@ def _named(manifest: pathlib.Path, before: str, after: str) -> list[pathlib.Path
 def _alone(manifest: pathlib.Path) -> Iterator[bool]:
     """Locks the store, removes files that a killed process left half written, and yields whether it had to wait."""
     try:
-        # A file that is written to, since network file systems lock no others for all hosts.
-        lock = open(manifest.with_name(f".{manifest.stem}.lock"), "a")  # noqa: SIM115  (the body's errors are not its)
-    except OSError:  # nothing can be written here, as `_write` will say
+        # Opened for writing, since network file systems lock only such files across hosts.
+        lock = open(manifest.with_name(f".{manifest.stem}.lock"), "a")  # noqa: SIM115  (the try covers only this line)
+    except OSError:  # the folder cannot be written to, which `_write` will report
         yield False
         return
     with lock:

@@ -19,7 +19,7 @@ from reptile_tf.data.listing import Listing
 from reptile_tf.errors import UserError
 from reptile_tf.progress import Progress, log
 
-_AT_A_TIME = 4096  # files that wait for a thread, which need some memory each
+_AT_A_TIME = 4096  # files queued for the threads at a time, since each takes some memory
 
 
 def load(
@@ -33,26 +33,26 @@ def load(
 ) -> ImageClasses:
     """Loads the images of a folder of class folders, or of a table; classes may differ in size.
 
-    `listing` says which layouts there are, and `decode.read` how an image is decoded: stretched by nearest neighbour.
-    It is an error if the same file, by its content, is in two sets, and worth a warning if it is in two classes.
+    `listing` describes the layouts. `decode.read` describes how an image is decoded: stretched by nearest neighbour.
+    Files of identical content in two sets are an error; in two classes of one set they only cause a warning.
 
     Args:
       path: ROOT of ROOT/CLASS/IMAGE or ROOT/{train,val,test}/CLASS/IMAGE, or a table of paths and labels (.csv).
-      size: height and width to resize to, or both alike.
-      channels: 3 for RGB or 1 for greyscale; images of other kinds are converted.
-      split: how the classes will be split, so that the sets can be compared: from the names of all to those of each
-        set, as `splits.split_names` does it. It is called before any image is decoded. Without it the sets are compared
-        if the names have them.
-      skip_bad_images: leave out files that are no images, and say which, instead of stopping.
-      store: keep the decoded images beside their source, for the next start, and map them into memory. Where nothing
-        can be written there, they are held in memory, with a warning.
+      size: (height, width) to resize to, or one number for both.
+      channels: 3 for RGB or 1 for greyscale; other images are converted.
+      split: maps the names of all classes to those in each set, as `splits.split_names` does, so that the sets can be
+        checked for common images. It is called before any image is decoded. Without it, the sets in the names are
+        checked, if there are any.
+      skip_bad_images: leave out files that are not images and log which, instead of raising an error.
+      store: keep the decoded images beside their source for the next start, and map them into memory. If the folder
+        cannot be written to, log a warning and hold them in memory.
 
     Returns:
-      Classes "CLASS" or "SET/CLASS" in the order of their names, their images likewise: uint8 [image, height, width,
-      channels], scale 1/255.
+      Classes "CLASS" or "SET/CLASS", with classes and images sorted by name: uint8 [image, height, width, channels],
+      scale 1/255.
 
     Raises:
-      UserError: what `listing.of` and `split` raise; an image cannot be read; the same image is in two sets.
+      UserError: see `listing.of` and `split`; an image cannot be read; or the same image is in two sets.
       ValueError: `channels` is neither 1 nor 3.
     """
     if channels not in (1, 3):
@@ -62,7 +62,7 @@ def load(
     shape = (height, width, channels)
     place = found.root / f"{found.store}{height}x{width}x{channels}.json" if store else None
     names = tuple(found.classes)
-    # Before the images, which may take long.
+    # Before decoding, which may take long.
     sets = {name: part for part, of in split(names).items() for name in of} if split else listing.sets_of(names)
     classes, same = prepare(found, shape, place, skip_bad_images=skip_bad_images, required=False)
     check_apart(same, sets, found.root)
@@ -83,13 +83,13 @@ def prepare(
     Args:
       found: the files.
       shape: height, width and channels.
-      place: the path of the store's manifest; without it there is no store.
+      place: path of the store's manifest; None for no store.
       as_stored: see `decode.read`.
       skip_bad_images: see `load`.
       required: see `cache.prepared`.
 
     Returns:
-      The classes, and what `check_apart` takes: for each content that several classes have, a file of it in each.
+      The classes, and for each image that occurs in several classes one of its files per class (see `check_apart`).
     """
     every = [file for files in found.classes.values() for file in files]
     labels = [name for name, files in found.classes.items() for _ in files]
@@ -98,7 +98,7 @@ def prepare(
         decoded = decode(every, images, skip_bad_images, "preparing images", as_stored=as_stored)
         bad = set(decoded.bad)
         sound = [index for index in range(len(every)) if index not in bad]
-        for to, index in enumerate(sound):  # close the gaps, in place
+        for to, index in enumerate(sound):  # closes the gaps, in place
             if to != index:
                 images[to] = images[index]
         paths = [os.path.relpath(file.path, found.root) for file in every]
@@ -129,12 +129,12 @@ def prepare(
 
 
 def check_apart(same: Sequence[Mapping[str, str]], sets: Mapping[str, str], root: pathlib.Path) -> None:
-    """Warns of files that are in two classes; raises UserError if one is in two sets.
+    """Warns of images that occur in two classes; raises UserError if one occurs in two sets.
 
     Args:
-      same: for each content that several classes have, a file of it in each.
-      sets: the set of each class; empty if it is not known yet.
-      root: what the files are relative to.
+      same: for each image that occurs in several classes, one of its files per class.
+      sets: the set of each class; empty if there are no sets or they are not to be checked.
+      root: the folder that the files' paths are relative to.
     """
     crossing = [files for files in same if len({sets[name] for name in files if name in sets}) > 1]
     if crossing:
@@ -175,12 +175,12 @@ def decode(
     Args:
       files: the image files.
       images: uint8 [file, height, width, channels], written to; may be memory-mapped.
-      skip_bad_images: leave the place of a file that is no image as it is, instead of stopping.
-      progress: what to call this in a progress line; without it there is none.
+      skip_bad_images: leave the rows of files that are not images unchanged, instead of raising an error.
+      progress: label of the progress line; "" for no progress line.
       as_stored: see `decode.read`.
 
     Raises:
-      UserError: one is no image (unless they are skipped), or cannot be read.
+      UserError: a file is not an image (unless `skip_bad_images`), or cannot be read.
     """
     height, width, channels = images.shape[1:]
     digests = [b""] * len(files)
@@ -196,12 +196,12 @@ def decode(
         digests[index] = _digest(files[index].path)
         return True, found.several
 
-    # Threads, because decoding leaves Python's lock.
+    # Threads suffice, because decoding releases Python's global lock.
     pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     bad, several = [], []
     try:
         with Progress(progress, len(files), unit="image", silent=not progress) as bar, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="PIL")  # of tags that say nothing of the pixels
+            warnings.filterwarnings("ignore", module="PIL")  # about metadata that does not affect the pixels
             for first in range(0, len(files), _AT_A_TIME):
                 which = range(first, min(first + _AT_A_TIME, len(files)))
                 for index, (is_sound, has_more) in zip(which, pool.map(read, which), strict=True):

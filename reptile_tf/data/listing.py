@@ -162,7 +162,7 @@ def _in_order(classes: dict[str, list]) -> dict[str, list]:
 
 
 def sets_of(names: Sequence[str]) -> dict[str, str]:
-    """Returns the set of each class "SET/CLASS"; empty unless all names have that form and train and test both occur."""
+    """Returns the set of each class "SET/CLASS"; empty unless all names have that form and include train and test."""
     sets = {name: name.partition("/")[0] if "/" in name else "" for name in names}
     return sets if {"train", "test"} <= set(sets.values()) <= set(SETS) else {}
 

@@ -69,7 +69,7 @@ def split_names(names: Sequence[str], split: str = "", seed: int = 0, ways: int 
 
 
 def split_by_file(names: Sequence[str], path: str | os.PathLike) -> dict[str, list[str]]:
-    """Returns the names of the classes in each set, as a file of names says; see `split_names` for format and errors."""
+    """Returns the names of the classes in each set, from a file of names; see `split_names` for format and errors."""
     sets: dict[str, str] = {}
     try:
         with open(path, encoding="utf-8-sig") as file:
