@@ -158,7 +158,7 @@ def _images_path(manifest: pathlib.Path, key: str) -> pathlib.Path:
 
 
 def _named(manifest: pathlib.Path, before: str, after: str) -> list[pathlib.Path]:
-    """Lists files beside a manifest named BEFORE STEM AFTER: the manifest's stem between matches of the two patterns."""
+    """Lists files beside a manifest whose names are its stem between matches of the patterns `before` and `after`."""
     name = re.compile(before + re.escape(manifest.stem) + after)
     return [path for path in manifest.parent.iterdir() if name.fullmatch(path.name)]
 

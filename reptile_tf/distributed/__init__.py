@@ -1,1 +1,1 @@
-"""Workers that train together: the cluster of TF_CONFIG, and what they exchange."""
+"""Distributed training: reads the cluster from TF_CONFIG, and sums tensors over its workers."""

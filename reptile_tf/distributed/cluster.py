@@ -1,8 +1,8 @@
-"""Many processes, one run: one exchange per meta-iteration over TensorFlow's own collectives.
+"""Trains one run in several processes, with one all-reduce per meta-iteration over TensorFlow's collectives.
 
-Every worker keeps its own variables and compiled inner loop and works on its share of the tasks; only sums travel, by
-`tf.distribute.MultiWorkerMirroredStrategy` (NCCL between GPUs, RPC between CPUs). Nothing is created under the
-strategy's scope: stock optimizers there would reduce in every inner step.
+Every worker has its own variables and compiled inner loop, and works on its share of the tasks. Only sums are
+exchanged, through `tf.distribute.MultiWorkerMirroredStrategy` (NCCL between GPUs, RPC between CPUs). Nothing is created
+in the strategy's scope, because stock optimizers there would all-reduce in every inner step.
 """
 
 import contextlib
@@ -27,19 +27,20 @@ from reptile_tf.distributed import tf_config
 from reptile_tf.distributed.tf_config import Place
 from reptile_tf.errors import ClusterError, UserError
 
-# Seconds that workers wait in an exchange for one that is alive but does not come: at least these, or this multiple of
-# the longest wait so far, for tasks that take minutes. (One that stops answering altogether is noticed in 10 to 20.)
+# How long an exchange waits for a worker that is alive but does not join: PATIENCE seconds, or MULTIPLE times the
+# longest wait so far if that is longer, since tasks may take minutes. (A worker that does not respond at all is
+# detected in 10 to 20 seconds.)
 PATIENCE = 45.0
 MULTIPLE = 4
 
 
 class Cluster:
-    """The workers of a run, seen from one of them; this class is that of a process alone.
+    """The workers of a run, from the view of one of them. This class serves a single process.
 
     Attributes:
-      index: this worker's, from 0.
-      count: how many there are.
-      caught: the signals that this process has got; assign the list that a handler fills.
+      index: index of this worker, from 0.
+      count: number of workers.
+      caught: the signals that this process has received; assign the list that the signal handler fills.
     """
 
     index = 0
@@ -93,11 +94,11 @@ ALONE = Cluster()
 
 
 class _Workers(Cluster):
-    """Several workers.
+    """A cluster of several workers.
 
     Args:
-      place: this process's.
-      strategy: made in it.
+      place: this process's place in the cluster.
+      strategy: a strategy created in this process.
     """
 
     def __init__(self, place: Place, strategy: tf.distribute.Strategy):
@@ -108,7 +109,7 @@ class _Workers(Cluster):
         self._watch = _Watch(place)
 
         def all_reduce(vector: tf.Tensor) -> tf.Tensor:
-            # The identity is made on this worker's device, by which the strategy knows it.
+            # tf.identity places the tensor on this worker's device, which the strategy requires.
             return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(vector))
 
         def over_workers(vector: tf.Tensor) -> tf.Tensor:
@@ -124,7 +125,7 @@ class _Workers(Cluster):
         return self._stopping
 
     def sum(self, value: tf.Tensor, patient: bool = False) -> tf.Tensor:
-        # Signals travel along, so that all workers stop at the same meta-iteration.
+        # The signals are summed too, so that all workers stop at the same meta-iteration.
         signals = signal.SIGINT, signal.SIGTERM
         caught = tf.constant([float(n in self.caught) for n in signals], value.dtype)
         try:
@@ -156,9 +157,9 @@ class _Workers(Cluster):
 
 
 def join(where: Place) -> Cluster:
-    """Joins the cluster; to be called before TensorFlow does any work, after `device.configure`.
+    """Joins the cluster. Call it after `device.configure` and before any other TensorFlow operation.
 
-    Workers but the chief say nothing from here on, but for errors.
+    From then on, workers other than the chief print only errors.
 
     Raises:
       ClusterError: this worker's port is taken, or another worker does not answer; the message names it.
@@ -168,10 +169,11 @@ def join(where: Place) -> Cluster:
     if where.index:
         progress.hush()
     tf_config.meet(where)
-    # One process per GPU: the strategy would make a replica of each that it sees, and count tasks so often.
+    # One process per GPU: the strategy would place a replica on every visible GPU, and count a task once per replica.
     tf.config.set_visible_devices(tf.config.get_visible_devices("GPU")[:1], "GPU")
-    # All are there, so this takes a second. But one may die in it, and TensorFlow would wait for an hour, its lock on
-    # Python held: only another process and C code can end that, and say so. SIGALRM does it, since 1 is for mistakes.
+    # All workers are present, so this takes a second. But if one dies now, TensorFlow waits for an hour and holds
+    # Python's global lock. Only another process (which prints the error and sends SIGALRM) and C code (faulthandler)
+    # can end that. It is SIGALRM because exit code 1 would mean a user error.
     lost = f"{where.name(where.index)}: another worker ended while all joined: this one stops too; start all again"
     wait = "i=0; while [ $i -lt $0 ]; do kill -0 $1 2>/dev/null || exit; sleep 1; i=$((i + 1)); done"
     tell = f'{wait}; echo "$2" >&2; kill -ALRM $1'
@@ -189,17 +191,20 @@ def join(where: Place) -> Cluster:
             faulthandler.cancel_dump_traceback_later()
             os.killpg(notice.pid, signal.SIGKILL)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # TensorFlow has put its own in place
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # TensorFlow has installed its own handler
     progress.log.info(f"cluster: {where.count} workers, {' '.join(where.addresses)}")
     return _Workers(where, strategy)
 
 
 def _lost(where: Place, error: str) -> str:
-    """Which worker TensorFlow's error is about; the others' errors quote it, with those in between behind it."""
+    """Returns the message for an error of TensorFlow, and names the worker that caused it.
+
+    The other workers' errors quote that worker first, followed by the workers that passed the error on.
+    """
     job = r"/job:\w+/replica:0/task:\d+"
     if found := re.search(rf"unhealthy[^/\n]*\n?((?:{job}[\s,]*)+)", error):
         jobs = re.findall(job, found[1])
-    elif "CoordinationService" in error:  # which the chief has
+    elif "CoordinationService" in error:  # which runs on the chief
         jobs = list(where.jobs[:1])
     else:
         jobs = re.findall(rf"remote target ({job})", error)[:1]
@@ -215,21 +220,21 @@ def _names(where: Place, indices: Iterable[int]) -> str:
 
 
 class _Watch:
-    """Ends exchanges to which a worker does not come although it is alive.
+    """Aborts an exchange that a live worker does not join.
 
-    Those who wait for long say so in the cluster's key-value store; who has not said so in the end is late.
+    Workers that have waited for long record it in the cluster's key-value store. A worker without a record is late.
     """
 
     def __init__(self, where: Place):
         self._where = where
         self._number = 0
-        self._waiting: tuple[int, float, bool] | None = None  # the exchange's number, when it began, and `patient`
+        self._waiting: tuple[int, float, bool] | None = None  # the exchange's number, its start time, and `patient`
         self._longest = 0.0
         threading.Thread(target=self._run, daemon=True).start()
 
     @contextlib.contextmanager
     def over(self, patient: bool) -> Iterator[None]:
-        """Watches over one exchange; all workers count them alike."""
+        """Watches one exchange. Exchanges have the same numbers on all workers."""
         self._number += 1
         began = time.monotonic()
         self._waiting = self._number, began, patient
@@ -250,7 +255,7 @@ class _Watch:
             seconds = time.monotonic() - began
             if told != number and (patient or seconds > PATIENCE / 3):
                 told = number
-                with contextlib.suppress(tf.errors.OpError):  # the service's host is gone, as the exchange will say
+                with contextlib.suppress(tf.errors.OpError):  # if the service's host is gone, the exchange reports it
                     context.context().set_config_key_value(self._key(number, index), "")
             if named == number or seconds <= (PATIENCE if patient else max(PATIENCE, MULTIPLE * self._longest)):
                 continue
@@ -261,10 +266,10 @@ class _Watch:
                     progress.log.info(f"waiting for {_names(self._where, late)}")
                 continue
             unhealthy = f"unhealthy: {', '.join(self._where.jobs[i] for i in late)}"
-            # Raises in the exchange, here and on the others, who get the message.
+            # Raises in the exchange, on this worker and on the others, which get the same message.
             context.context().abort_collective_ops(tf.errors.UNAVAILABLE, unhealthy)
             time.sleep(5)
-            if self._waiting == waiting:  # in a kernel that cannot be aborted
+            if self._waiting == waiting:  # the exchange is in a kernel that cannot be aborted
                 print(_lost(self._where, unhealthy), file=sys.stderr, flush=True)
                 os._exit(ClusterError.exit_code)
             return

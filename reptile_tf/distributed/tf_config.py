@@ -1,6 +1,6 @@
-"""A process's place in a cluster: TF_CONFIG read and checked, and the other workers met.
+"""Reads and checks TF_CONFIG, and waits for the other workers.
 
-TensorFlow aborts the process or waits indefinitely where this gives one line.
+Where this module raises an error of one line, TensorFlow itself would abort the process or wait indefinitely.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ class Place:
     """A process's place in its cluster.
 
     Attributes:
-      addresses: "host:port" of each worker, the chief first; none where a process is alone.
-      jobs: what TensorFlow calls each of them, as in "/job:worker/task:1".
-      index: this process's.
-      join_seconds: that the workers have to find each other.
+      addresses: "host:port" of each worker, the chief first; empty for a single process.
+      jobs: TensorFlow's name of each worker, such as "/job:worker/replica:0/task:1".
+      index: index of this process.
+      join_seconds: how long the workers wait for each other to start.
     """
 
     addresses: tuple[str, ...] = ()
@@ -34,19 +34,19 @@ class Place:
 
     @property
     def count(self) -> int:
-        """How many workers there are."""
+        """The number of workers."""
         return max(1, len(self.addresses))
 
     def name(self, index: int) -> str:
-        """A worker as a message calls it."""
+        """Returns a worker's name for messages."""
         return f"worker {index} ({self.addresses[index]})"
 
 
 def of_this_process() -> Place:
-    """Reads TF_CONFIG, and REPTILE_JOIN_SECONDS; without it, or if it names one worker only, a process is alone.
+    """Reads TF_CONFIG and REPTILE_JOIN_SECONDS. If TF_CONFIG is unset or names one worker, the process is single.
 
     Raises:
-      UserError: either makes no sense.
+      UserError: either variable is invalid.
     """
     text = os.environ.get("TF_CONFIG", "").strip()
     if not text:
@@ -91,7 +91,7 @@ def of_this_process() -> Place:
 
 
 def _check_that_no_scheduler_started_many() -> None:
-    """Raises UserError where a scheduler has started several of these, who would all train alone in one folder."""
+    """Raises UserError if a scheduler started several processes, since each would train alone in the same folder."""
     for variable, scheduler in (("SLURM_STEP_NUM_TASKS", "srun"), ("OMPI_COMM_WORLD_SIZE", "mpirun")):
         count = os.environ.get(variable, "")
         if count.isdecimal() and int(count) > 1:
@@ -113,16 +113,16 @@ def _join_seconds() -> float:
 
 
 def meet(where: Place) -> None:
-    """Waits until all workers are there, each listening at its port.
+    """Waits until every worker listens at its port.
 
     Raises:
-      ClusterError: this worker's port is taken, or another one does not answer within `join_seconds`.
+      ClusterError: this worker's port is taken, or another worker does not answer within `join_seconds`.
     """
     try:
         listener = _listener(_port(where.addresses[where.index]))
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
-        raise ClusterError(  # a launcher finds other ports
+        raise ClusterError(  # not a user error, since a launcher that restarts the workers chooses other ports
             f"{where.name(where.index)} cannot use its port ({reason}): another run may have it; "
             "end that or change TF_CONFIG"
         ) from error
@@ -139,12 +139,12 @@ def meet(where: Place) -> None:
 
 
 def _listener(port: int) -> socket.socket:
-    """Listens at a port, by IPv6 as well where the host has it."""
+    """Listens at a port, with IPv4 and, if the host supports it, IPv6."""
     if socket.has_dualstack_ipv6():
         try:
             return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=4096)
         except OSError as error:
-            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # IPv6 is switched off
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # these mean that IPv6 is disabled
                 raise
     return socket.create_server(("", port), backlog=4096)
 
@@ -157,6 +157,6 @@ def _answers(address: str) -> bool:
     try:
         host = address.rpartition(":")[0].strip("[]")  # an IPv6 address stands in brackets
         socket.create_connection((host, _port(address)), timeout=2).close()
-    except OSError:  # a name that is not known yet, too
+    except OSError:  # includes a host name that cannot be resolved yet
         return False
     return True

@@ -1,1 +1,1 @@
-"""From the internet, or a copy of ImageNet, to files; with the standard library alone."""
+"""Gets data sets from the internet or from a copy of ImageNet, using only the standard library."""

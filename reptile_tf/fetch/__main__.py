@@ -1,4 +1,4 @@
-"""The command line behind fetch_data.sh, which runs this file; it needs nothing but Python, and curl to download."""
+"""The command line of fetch_data.sh, which runs this file. It needs only Python, and curl for downloads."""
 
 import argparse
 import io
@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 
-# fetch_data.sh runs this file before the package, or anything else, is installed.
+# fetch_data.sh may run before the package or its dependencies are installed.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from reptile_tf.fetch import archive, imagenet
@@ -72,5 +72,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for paths in no known encoding, as stderr does
+        sys.stdout.reconfigure(errors="backslashreplace")  # for paths that cannot be encoded, as stderr does
     sys.exit(main())

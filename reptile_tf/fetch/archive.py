@@ -1,7 +1,7 @@
-"""Downloads and checks zip archives, and puts Omniglot in place; needs nothing but Python and curl.
+"""Downloads and checks zip archives, and installs Omniglot; needs only Python and curl.
 
-Python starts curl, and not the shell, because the bytes then pass through the process that holds the lock: whenever and
-however that one is killed, nothing goes on writing to the partial file.
+Python runs curl and writes the file itself, because this process also holds the lock: if it is killed, nothing
+continues to write to the partial file.
 """
 
 import contextlib
@@ -26,26 +26,27 @@ from typing import TypeVar
 _T = TypeVar("_T")
 
 OMNIGLOT_URL = "https://github.com/brendenlake/omniglot/raw/master/python"
-# The `content_digest` of each part's PNG files, because zips that were packed anew at a mirror differ in their bytes.
+# The `content_digest` of each part's PNG files. A digest of the zip itself would reject a mirror's repacked one.
 OMNIGLOT_PARTS = {
     "images_background": "7c563fb7d98dbd312c5e0ccb87230ca9d7e8a13d672e5de6186245e7905ed43e",
     "images_evaluation": "e5a69b751aa33f555bdc92febd48220b69a811b2ff01de32bf4d1bca47bd1809",
 }
 
 _ATTEMPTS = 5
-_MAX_BYTES = 64 << 20  # of one archive, packed or unpacked; the real ones have 10 MB
-_MAX_ENTRIES = 50_000  # in one archive; the real ones have 20,275
-# Exit codes of curl; those that may pass: name not found, not connected, cut off, TLS, empty, send and receive errors.
+_MAX_BYTES = 64 << 20  # limit for one archive, compressed or not; the real ones have 10 MB
+_MAX_ENTRIES = 50_000  # limit for one archive; the real ones have 20,275
+# Exit codes of curl. _PASSING may be temporary: name not found, no connection, connection lost, TLS, empty reply, and
+# errors of sending and receiving.
 _TOO_LARGE = 63
 _PASSING = (6, 7, 16, 18, 35, 52, 55, 56, 92)
 
 
 class FetchError(Exception):
-    """Why the data could not be fetched; the message is one line with the way out."""
+    """The data could not be fetched. The message is one line that says why, and what to do."""
 
 
 def content_digest(files: Iterable[tuple[str, bytes]]) -> str:
-    """Digests `(path, content)` pairs in the order given: sha256 of `path NUL hex-sha256-of-content LF` for each."""
+    """Digests `(path, content)` pairs in order: the SHA-256 of `path NUL hex-sha256-of-content LF` for all of them."""
     digest = hashlib.sha256()
     for path, content in files:
         digest.update(f"{path}\0{hashlib.sha256(content).hexdigest()}\n".encode())
@@ -53,14 +54,14 @@ def content_digest(files: Iterable[tuple[str, bytes]]) -> str:
 
 
 def bounded(entries: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
-    """Returns `entries`; raises FetchError if they are too many or too large together."""
+    """Returns `entries`; raises FetchError if they are too many or their total size is too large."""
     if len(entries) > _MAX_ENTRIES or sum(entry.file_size for entry in entries) > _MAX_BYTES:
         raise FetchError("it would unpack to far more than it should")
     return entries
 
 
 def check_kind(entry: zipfile.ZipInfo) -> None:
-    """Raises FetchError if `entry` is neither a file nor a folder, or packed otherwise than stored or deflated."""
+    """Raises FetchError unless `entry` is a file or a folder, not encrypted, and stored or deflated."""
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFDIR if entry.is_dir() else stat.S_IFREG):
         raise FetchError(f"entry {entry.filename!r} is neither a file nor a folder")
@@ -72,8 +73,8 @@ def checked_members(archive: zipfile.ZipFile, part: str) -> list[zipfile.ZipInfo
     """Lists the PNG files below the folder `part`, sorted by path, after checking that all entries are harmless.
 
     Raises:
-      FetchError: an entry is not a plain relative path below `part`, is neither a file nor a folder, is packed
-        otherwise than stored or deflated, or clashes with another; or there are too many or too large ones.
+      FetchError: an entry is not a plain relative path below `part`, fails `check_kind`, or clashes with another entry;
+        or there are too many entries, or their total size is too large.
     """
     files: dict[str, zipfile.ZipInfo] = {}
     folders: set[str] = set()
@@ -83,7 +84,7 @@ def checked_members(archive: zipfile.ZipFile, part: str) -> list[zipfile.ZipInfo
         if any(step in ("", ".", "..") or re.search(r"[\\:\0-\x1f]", step) for step in steps) or steps[0] != part:
             raise FetchError(f"entry {name!r} does not lie below {part}/")
         check_kind(entry)
-        # Some file systems do not tell upper from lower case, or two spellings of an accent, apart.
+        # Some file systems do not distinguish upper and lower case, or two encodings of an accented letter.
         plain = [unicodedata.normalize("NFC", step).casefold() for step in steps]
         folders.update("/".join(plain[:i]) for i in range(1, len(plain) + name.endswith("/")))
         if not name.endswith("/"):
@@ -97,29 +98,29 @@ def checked_members(archive: zipfile.ZipFile, part: str) -> list[zipfile.ZipInfo
 
 @contextlib.contextmanager
 def opened(path: pathlib.Path) -> Iterator[zipfile.ZipFile]:
-    """Opens the zip at `path`; raises FetchError if that or what is done with it shows that it is not sound."""
+    """Opens a zip file; raises FetchError if opening or reading it, also in the with block, finds it invalid."""
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
     except (FetchError, OSError):
         raise
-    except Exception as error:  # zipfile lets many kinds of error out when the bytes are not those of a sound zip
+    except Exception as error:  # zipfile raises many kinds of errors for malformed files
         with open(path, "rb") as file:
             start = file.read(24)
         raise FetchError(f"it is not a sound zip file ({error}) and begins with {start!r}") from error
 
 
 def unpacked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
-    """The content of an entry, never more than the size that it gives; raises as zipfile does if it is not whole."""
+    """Returns an entry's content, never more than its declared size; raises zipfile's errors if it is not intact."""
     with archive.open(entry) as file:
-        return file.read(max(1, entry.file_size))  # read() would inflate all that is there before it looks at the size
+        return file.read(max(1, entry.file_size))  # read() would inflate everything before it checks the size
 
 
 def verify(path: pathlib.Path, part: str, digest: str) -> None:
-    """Checks that the zip at `path` is harmless and holds just the PNG files that `digest` stands for.
+    """Checks that the zip at `path` is harmless and holds exactly the PNG files with the `content_digest` `digest`.
 
     Raises:
-      FetchError: it is not or does not.
+      FetchError: the zip is damaged or harmful, or its PNG files are others.
     """
     with opened(path) as archive:
         members = checked_members(archive, part)
@@ -129,7 +130,7 @@ def verify(path: pathlib.Path, part: str, digest: str) -> None:
 
 
 def unpack(path: pathlib.Path, part: str, target: pathlib.Path) -> None:
-    """Writes the PNG files of a zip that passed `verify` below `target`."""
+    """Unpacks the PNG files of a zip that has passed `verify` into the folder `target`."""
     with zipfile.ZipFile(path) as archive:
         for member in checked_members(archive, part):
             file = target / member.filename
@@ -139,15 +140,16 @@ def unpack(path: pathlib.Path, part: str, target: pathlib.Path) -> None:
 
 
 def download(url: str, path: pathlib.Path, patience: float) -> None:
-    """Downloads `url` to `path`, going on from the bytes that are there; tries again when the connection breaks.
+    """Downloads `url` to `path`. Resumes a partial file, and retries when the connection is lost.
 
     Args:
       url: the address.
-      path: the file, which keeps what has come so far if this fails.
+      path: the file to write. After a failure it keeps the bytes received so far.
       patience: seconds to wait for the next byte.
 
     Raises:
-      FetchError: no curl, no connection, no such file there, or no byte for too long.
+      FetchError: curl is not installed, the connection fails, the server has no such file, or it sends no byte for
+        `patience` seconds.
     """
     if shutil.which("curl") is None:
         raise FetchError(
@@ -163,7 +165,7 @@ def download(url: str, path: pathlib.Path, patience: float) -> None:
             grown = time.monotonic()
         if status == _TOO_LARGE:
             path.unlink()
-        if had and (status in (33, 36) or "error: 416" in reason):  # the server cannot go on from there
+        if had and (status in (33, 36) or "error: 416" in reason):  # the server cannot resume
             path.unlink()
             continue
         passing = status in _PASSING or re.search(r"error: (408|429|5\d\d)", reason)
@@ -174,22 +176,22 @@ def download(url: str, path: pathlib.Path, patience: float) -> None:
 
 
 def _curl(url: str, path: pathlib.Path, had: int, patience: float) -> tuple[int, str]:
-    """Lets curl append to `path` once; returns its exit status, 0 when the file is complete, and its error message."""
+    """Runs curl once and appends its output to `path`; returns its exit status (0: complete) and error message."""
     limits = f"--connect-timeout {patience:.1f} --speed-limit 100 --speed-time {math.ceil(patience)}"
     how = f"--silent --show-error --no-buffer --fail --location --globoff --continue-at {had} {limits}"
     command = ["curl", *how.split(), "--url", url]
     with open(path, "ab") as file, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as curl:
-        assert curl.stdout is not None  # for type checkers: it is a pipe, and so is the next
+        assert curl.stdout is not None  # for type checkers: both are pipes
         assert curl.stderr is not None
         try:
             size = had
             while True:
-                # curl's own limits leave out some waits, such as for the second server after a redirect.
+                # curl's own limits do not cover every wait, such as that for the second server after a redirect.
                 if not select.select([curl.stdout], [], [], patience + 1)[0]:
                     return 28, f"no byte for {patience:.0f} seconds"
                 piece = os.read(curl.stdout.fileno(), 1 << 16)
                 file.write(piece)
-                file.flush()  # for the next run, if this one is killed
+                file.flush()  # so that the next run can resume if this one is killed
                 size += len(piece)
                 if size > _MAX_BYTES:
                     return _TOO_LARGE, f"more than {_MAX_BYTES >> 20} MB came, which cannot be it"
@@ -205,7 +207,7 @@ def _curl(url: str, path: pathlib.Path, had: int, patience: float) -> tuple[int,
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path) -> Iterator[None]:
-    """Holds the lock file at `path`; it falls with this process, however that ends.
+    """Holds a lock on the file `path`. The lock is released when this process ends, for whatever reason.
 
     Raises:
       FetchError: another process holds it.
@@ -219,16 +221,17 @@ def locked(path: pathlib.Path) -> Iterator[None]:
 
 
 def fetch_omniglot(base: str, root: pathlib.Path, patience: float, parts: Mapping[str, str] = OMNIGLOT_PARTS) -> None:
-    """Puts the unpacked archives at root/omniglot, whole or not at all; does nothing if they are there.
+    """Puts the unpacked archives at root/omniglot, completely or not at all. Does nothing if they are already there.
 
     Args:
-      base: the address of the folder that the archives lie in.
-      root: the folder of all data sets; made if it is missing.
+      base: the address of the folder that holds the archives.
+      root: the folder of all data sets, created if it is missing.
       patience: seconds to wait for the next byte.
       parts: `{archive name without .zip: content digest}`.
 
     Raises:
-      FetchError: whatever hinders it.
+      FetchError: an archive cannot be downloaded or is not the published one, another process is at work, or
+        root/omniglot exists but is not complete.
       OSError: `root` cannot be written to, or the disk is full.
     """
     target, building, downloads = root / "omniglot", root / ".omniglot.unpacking", root / ".download"
@@ -255,25 +258,25 @@ def fetch_omniglot(base: str, root: pathlib.Path, patience: float, parts: Mappin
 
 
 def put_in_place(building: pathlib.Path, target: pathlib.Path) -> None:
-    """Renames a finished folder; all in it is on the disk before, so that no power cut leaves `target` in part."""
+    """Flushes a finished folder to disk and renames it, so that `target` is complete even after a power failure."""
     os.sync()
     os.rename(building, target)
 
 
 def obtain(url: str, path: pathlib.Path, check: Callable[[pathlib.Path], _T], patience: float) -> _T:
-    """Downloads the zip at `url` to `path` unless it is there, whole and right.
+    """Downloads the zip at `url` to `path`, unless the file there already passes `check`.
 
     Args:
       url: the address.
-      path: the file, which keeps what has come so far if this fails.
-      check: gets `path`, and raises FetchError if that is not the right file.
+      path: the file to write. After a failed download it keeps the bytes received so far.
+      check: called with `path`; raises FetchError if that is not the right file.
       patience: seconds to wait for the next byte.
 
     Returns:
-      What `check` returns.
+      The result of `check`.
 
     Raises:
-      FetchError: it cannot be had.
+      FetchError: the download fails, or the downloaded file does not pass `check`.
     """
     with contextlib.suppress(FetchError, FileNotFoundError):
         return check(path)
@@ -285,7 +288,7 @@ def obtain(url: str, path: pathlib.Path, check: Callable[[pathlib.Path], _T], pa
             return check(path)
         except FetchError as error:
             path.unlink()
-            if not begun:  # what was begun may have been another server's file: once more from the start
+            if not begun:  # a partial file may have come from another server, so it is downloaded again from the start
                 raise FetchError(
                     f"{url} gave something else: {error}; deleted it, check the address and run this again"
                 ) from error

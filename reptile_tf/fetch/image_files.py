@@ -1,4 +1,4 @@
-"""What makes a file an image, and a folder a Mini-ImageNet; for the fetch script, so in plain Python."""
+"""Checks image files and the layout of Mini-ImageNet. The fetch script uses it, so it needs only Python."""
 
 import collections
 import hashlib
@@ -11,9 +11,9 @@ from reptile_tf.fetch.archive import FetchError
 from reptile_tf.fetch.parallel import in_parallel
 
 SETS = ("train", "val", "test")
-MAX_BYTES = 64 << 20  # of one image, which is held in memory; the largest of the paper's has 8.8 MB
-SUFFIXES = (".jpeg", ".jpg", ".png")  # in any case
-# Of the paper's 59,981 images: sha256 of "SET/WNID COUNT LF" for each class, in order.
+MAX_BYTES = 64 << 20  # limit for one image, which is held in memory; the paper's largest has 8.8 MB
+SUFFIXES = (".jpeg", ".jpg", ".png")  # upper or lower case
+# The SHA-256 of "SET/WNID COUNT LF" for each class of the paper's 59,981 images, in order.
 _PAPERS = "67ac06ceec9d1c5ee9a8b7e0da8bd9ab6bd7cad1d03bb2c82fa2087ece576ff2"
 
 
@@ -22,16 +22,16 @@ class Image(NamedTuple):
 
     path: str  # SET/CLASS/FILE, below the data set's folder
     size: int  # bytes
-    first: int = 0  # where they begin in ImageNet's tar, if they come from there
+    first: int = 0  # offset of its first byte in ImageNet's tar, if it comes from there
 
 
 def flaw(data: bytes, png: bool) -> str:
-    """Says why `data` is not a whole JPEG file (or, where `png`, does not begin as a PNG one); empty if it is."""
+    """Says why `data` is neither a complete JPEG file nor (if `png`) begins like a PNG file; "" if it is one."""
     if png and data.startswith(b"\x89PNG\r\n\x1a\n"):
         return ""
     if not data.startswith(b"\xff\xd8\xff"):
         return f"begins as no JPEG{' or PNG' * png} file does ({data[:8].hex(' ')})" if data else "is empty"
-    # FF D9 must follow the last FF DA, which begins a scan; some cameras put a few bytes more behind it.
+    # FF D9 must follow the last FF DA, which begins a scan. Some cameras append a few more bytes.
     if data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda"):
         return f"does not end as a JPEG file does (with FF D9, but {data[-8:].hex(' ')}): it was cut off"
     return ""
@@ -42,11 +42,11 @@ def read(path: pathlib.Path, png: bool, way_out: str) -> bytes:
 
     Args:
       path: the file.
-      png: whether it may be a PNG file, too.
-      way_out: what to do if it is no image; ends the message.
+      png: whether PNG files are accepted besides JPEG files.
+      way_out: end of the error message, which says what to do.
 
     Raises:
-      FetchError: it cannot be read or is no image.
+      FetchError: the file cannot be read, is too large or is not an image.
     """
     try:
         with open(path, "rb") as file:
@@ -60,10 +60,10 @@ def read(path: pathlib.Path, png: bool, way_out: str) -> bytes:
 
 
 def images_below(folder: pathlib.Path, way_out: str) -> list[Image]:
-    """Lists `folder/{train,val,test}/CLASS/*.{jpeg,jpg,png}` in order; hidden files and all others are not in it.
+    """Lists `folder/{train,val,test}/CLASS/*.{jpeg,jpg,png}` in order, without hidden files.
 
     Raises:
-      FetchError: a set is missing or has no classes, or a class has no images; `way_out` ends the message.
+      FetchError: a set is missing or has no classes, or a class has no images. The message ends with `way_out`.
     """
     images = []
     for name in SETS:
@@ -73,7 +73,7 @@ def images_below(folder: pathlib.Path, way_out: str) -> list[Image]:
         if not classes:
             raise FetchError(f"{folder / name} has no class folders; {way_out}")
         for label in classes:
-            # Links to files are followed, for the folder is the user's own; pipes and the like are no files.
+            # Links to files are followed, since the folder is the user's own. Pipes and the like are not files.
             files = [e for e in visible(label.path) if e.name.lower().endswith(SUFFIXES) and e.is_file()]
             if not files:
                 raise FetchError(f"{label.path} has no JPEG or PNG images; {way_out}")
@@ -82,21 +82,21 @@ def images_below(folder: pathlib.Path, way_out: str) -> list[Image]:
 
 
 def visible(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
-    """Lists a folder by name, without hidden files: leftovers of file managers, some of them called ._NAME.png."""
+    """Lists a folder by name, without hidden files, such as the ._NAME.png that some file managers leave behind."""
     with os.scandir(folder) as entries:
         return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
 
 
 def check(folder: pathlib.Path, way_out: str, delete: bool = False) -> None:
-    """Reads back every image below `folder` and prints how many each set has, and whether they are the paper's.
+    """Reads every image below `folder`, and prints how many each set has and whether they are the paper's.
 
     Args:
-      folder: holds train, val and test.
-      way_out: what to do if anything is wrong; ends the message.
-      delete: delete the file that is wrong.
+      folder: the folder with train, val and test.
+      way_out: end of an error message, which says what to do.
+      delete: delete a file that is not an image.
 
     Raises:
-      FetchError: something is missing, or a file is no image.
+      FetchError: a set or a class's images are missing, or a file is not an image.
     """
     images = images_below(folder, way_out)
 
@@ -118,7 +118,7 @@ def check(folder: pathlib.Path, way_out: str, delete: bool = False) -> None:
 
 
 def is_the_papers(counts: Mapping[str, int]) -> bool:
-    """Whether classes "SET/WNID", and how many images each has, are those of the paper's Mini-ImageNet."""
+    """Returns whether the classes "SET/WNID" and their numbers of images are those of the paper's Mini-ImageNet."""
     text = "".join(f"{label} {counts[label]}\n" for label in sorted(counts))
     return hashlib.sha256(os.fsencode(text)).hexdigest() == _PAPERS
 

@@ -1,7 +1,7 @@
-"""Builds Mini-ImageNet (Vinyals et al. 2016) out of the user's own ImageNet; needs nothing but Python.
+"""Builds Mini-ImageNet (Vinyals et al. 2016) from the user's own copy of ImageNet; needs only Python.
 
-Which images the paper used, and where they lie in ImageNet's archive, is in the lists published with its code. LAST is
-not part of their byte ranges FIRST-LAST: wherever it is a multiple of 512, the next image's tar header can begin there.
+The lists published with the paper's code name its images and give their byte ranges FIRST-LAST in ImageNet's archive.
+LAST is exclusive: if it is a multiple of 512, the next image's tar header can begin there.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from reptile_tf.fetch.archive import FetchError
 from reptile_tf.fetch.image_files import SETS, Image
 from reptile_tf.fetch.parallel import in_parallel
 
-# What a source of images comes down to: the images, with their sizes there, and how to read one.
+# A source of images: the images with their sizes in the source, and a function that reads one of them.
 _Source = tuple[list[Image], Callable[[Image], bytes]]
 
 _COMMIT = "8f2b71c67a31c1a605ced0cecb76db876b607a7a"
@@ -32,24 +32,27 @@ WAYS = (
     "train, val and test, each with a folder of images for every class)"
 )
 
-_TAR_BYTES = 147_897_477_120  # of the archive as published
-_BLOCK = 512  # bytes; a tar has a header of that size before each file
+_TAR_BYTES = 147_897_477_120  # size of the archive as published
+_BLOCK = 512  # bytes of the tar header before each file
 
 
 def fetch_miniimagenet(
     environment: Mapping[str, str], root: pathlib.Path, patience: float, digest: str = LISTS_DIGEST
 ) -> None:
-    """Puts Mini-ImageNet at root/miniimagenet, whole or not at all, and says what it has; only that if it is there.
+    """Puts Mini-ImageNet at root/miniimagenet, completely or not at all, and prints a summary of its images.
+
+    If it is already there, it is only checked.
 
     Args:
-      environment: one of IMAGENET_TAR, IMAGENET_DIR and MINIIMAGENET_DIR, see `WAYS`; METADATA_URL, if it is set, is
-        the address of a zip with the lists.
-      root: the folder of all data sets; made if it is missing.
+      environment: has exactly one of IMAGENET_TAR, IMAGENET_DIR and MINIIMAGENET_DIR, see `WAYS`. METADATA_URL, if set,
+        is the address of a zip with the lists.
+      root: the folder of all data sets, created if it is missing.
       patience: seconds to wait for the next byte of the lists.
       digest: the `content_digest` of the lists.
 
     Raises:
-      FetchError: whatever hinders it.
+      FetchError: the environment is invalid, the lists cannot be downloaded, an image is missing or not as published,
+        or another process is at work.
       OSError: `root` cannot be written to, or the disk is full.
     """
     target, building = root / "miniimagenet", root / ".miniimagenet.building"
@@ -73,7 +76,7 @@ def fetch_miniimagenet(
 
 
 def _chosen(environment: Mapping[str, str], building: pathlib.Path) -> tuple[str, pathlib.Path]:
-    """The variable that is set and its path, which is there and can be read; raises FetchError if there is none."""
+    """Returns the variable that is set and its path; raises FetchError unless exactly one is set and can be read."""
     chosen = [variable for variable in _VARIABLES if environment.get(variable)]
     if len(chosen) != 1:
         raise FetchError(f"{WAYS}; now set: {', '.join(chosen) or 'none'}")
@@ -91,21 +94,21 @@ def _chosen(environment: Mapping[str, str], building: pathlib.Path) -> tuple[str
 
 
 def read_lists(path: pathlib.Path, digest: str = LISTS_DIGEST) -> list[Image]:
-    """Reads which images the paper used from a zip with ANY_FOLDER/metadata/miniimagenet/SET/WNID.csv.
+    """Reads the lists of the paper's images from a zip with ANY_FOLDER/metadata/miniimagenet/SET/WNID.csv.
 
     Args:
       path: the zip.
       digest: the `content_digest` of the lists under the names SET/WNID.csv, in order.
 
     Returns:
-      The images in the order in which they lie in ImageNet's tar.
+      The images, sorted by their offset in ImageNet's tar.
 
     Raises:
-      FetchError: the zip is damaged or harmful, or its lists are not the ones that `digest` stands for.
+      FetchError: the zip is damaged or harmful, or its lists do not have this digest.
     """
     pattern = re.compile(rf"(?:.*/)?metadata/miniimagenet/((?:{'|'.join(SETS)})/n[0-9]{{8}}\.csv)")
     with archive.opened(path) as file:
-        # All else in it, and the folders that it would unpack to, do not matter: nothing of it is written.
+        # Other entries and the entries' folders need no check, since nothing is written to disk.
         found = [(entry, match) for entry in file.infolist() if (match := pattern.fullmatch(entry.filename))]
         for entry in archive.bounded([entry for entry, _ in found]):
             archive.check_kind(entry)
@@ -119,7 +122,7 @@ def read_lists(path: pathlib.Path, digest: str = LISTS_DIGEST) -> list[Image]:
 
 
 def _parse(folder: str, content: bytes) -> Iterator[Image]:
-    """The images in the list of the class SET/WNID; raises FetchError for any line that is not in order."""
+    """Yields the images in the list of the class SET/WNID; raises FetchError for an invalid line."""
     wnid = folder.split("/")[1]
     for line in content.decode("ascii", "replace").splitlines():
         match = re.fullmatch(rf"({wnid}_[0-9]{{1,9}}\.JPEG),([0-9]{{1,15}})-([0-9]{{1,15}})", line)
@@ -139,7 +142,7 @@ def _from_tar(tar: pathlib.Path, images: list[Image]) -> _Source:
         )
 
     def read(image: Image) -> bytes:
-        # Opened anew each time: that costs little and leaves nothing open.
+        # Opened for each image: that costs little, and no file stays open.
         with open(tar, "rb", buffering=0) as file:
             try:
                 data = os.pread(file.fileno(), _BLOCK + image.size, image.first - _BLOCK)
@@ -148,7 +151,7 @@ def _from_tar(tar: pathlib.Path, images: list[Image]) -> _Source:
         header, data = data[:_BLOCK], data[_BLOCK:]
         name = os.path.basename(image.path)
         wrong = image_files.flaw(data, png=False) or ("is not all there" if len(data) < image.size else "")
-        try:  # the header vouches for the rest: were it another image, it would be said here
+        try:  # the header shows whether this is the right image
             entry = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
             if not (entry.isreg() and (os.path.basename(entry.name), entry.size) == (name, image.size)):
                 wrong = wrong or f"is {entry.name!r} of {entry.size:,} bytes"
@@ -193,7 +196,7 @@ def _from_miniimagenet(folder: pathlib.Path) -> _Source:
 def _build(
     origin: str, images: list[Image], read: Callable[[Image], bytes], building: pathlib.Path, target: pathlib.Path
 ) -> None:
-    """Writes all images below `building` but those that an earlier run wrote, checks them, and renames the folder."""
+    """Writes the images that an earlier run has not written into `building`, checks all, and renames the folder."""
     note, folder = building / "origin", building / "images"
     if building.exists():
         began = note.read_bytes() if note.exists() else b""
@@ -225,7 +228,7 @@ def _build(
 
 
 def _there(folder: pathlib.Path, sizes: dict[str, int]) -> set[str]:
-    """Which of the files `{path: bytes}` are below `folder` in full; deletes everything else there."""
+    """Returns which of the files `{path: size in bytes}` are complete below `folder`; deletes everything else there."""
     there = set()
     for parent, folders, files in os.walk(folder, topdown=False):
         for file in (os.path.join(parent, name) for name in files):
@@ -235,6 +238,6 @@ def _there(folder: pathlib.Path, sizes: dict[str, int]) -> set[str]:
             else:
                 os.unlink(file)
         for name in folders:
-            with contextlib.suppress(OSError):  # those with something in them stay
+            with contextlib.suppress(OSError):  # folders that are not empty stay
                 os.rmdir(os.path.join(parent, name))
     return there

@@ -1,4 +1,4 @@
-"""Many small jobs on all cores, with progress; for the fetch script, so in plain Python."""
+"""Runs many small jobs on all cores and shows progress. The fetch script uses it, so it needs only Python."""
 
 import concurrent.futures
 import os
@@ -10,22 +10,22 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 _T = TypeVar("_T")
-SECONDS_BETWEEN_LINES = 10.0  # in a log; on a terminal, one line is rewritten all the time
+SECONDS_BETWEEN_LINES = 10.0  # in a log; on a terminal, one line is updated continuously
 
 
 def in_parallel(what: str, work: Callable[[_T], object], jobs: Sequence[_T], before: int = 0) -> None:
     """Calls `work` with every job, in threads, and shows progress; stops at the first error or interruption.
 
-    The first job is done alone, so that what is wrong with all of them is found before more is done.
+    The first job runs alone, so that an error common to all jobs is found early.
 
     Args:
-      what: what the jobs are, for the progress line.
-      work: what to do; it returns nothing of use.
-      jobs: its arguments.
-      before: how many jobs were done earlier.
+      what: label of the progress line.
+      work: function to call with each job; its result is ignored.
+      jobs: the jobs.
+      before: number of jobs done in an earlier run, counted in the progress line.
 
     Raises:
-      Exception: whatever `work` raises.
+      Exception: any error of `work`.
     """
     if not jobs:
         return
@@ -65,7 +65,7 @@ def in_parallel(what: str, work: Callable[[_T], object], jobs: Sequence[_T], bef
 
 
 class _Progress:
-    """Done, total, rate and time left: a live line on a terminal, plain lines in a log."""
+    """Shows the jobs done, the total, the rate and the time left: a live line on a terminal, plain lines in a log."""
 
     def __init__(self, what: str, done: int, total: int):
         self._what, self._before, self._total = what, done, total

@@ -1,7 +1,7 @@
-"""What is learned: a module each, with all that is particular to a problem.
+"""The problems that can be learned: one module each, with everything specific to that problem.
 
-A new problem is a new module here, named as the problem is and with an instance of `Problem` named PROBLEM, and a run
-script like run_omniglot.py. Modules import TensorFlow, Keras and NumPy only where they use them: `--help` reads them.
+To add a problem, add a module with the problem's name that defines PROBLEM, an instance of `Problem`, and a run script
+like run_omniglot.py. The modules import TensorFlow, Keras and NumPy inside functions, to keep `--help` fast.
 """
 
 import importlib
@@ -13,12 +13,12 @@ __all__ = ["Problem", "Sets", "find", "names"]
 
 
 def names() -> list[str]:
-    """The names of all problems."""
+    """Returns the names of all problems."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "problem")
 
 
 def find(name: str) -> Problem:
-    """The problem of a name; raises KeyError if there is none."""
+    """Returns the problem with this name; raises KeyError if it does not exist."""
     if name not in names():
         raise KeyError(name)
     return importlib.import_module(f"{__name__}.{name}").PROBLEM

@@ -1,4 +1,4 @@
-"""Images of one's own, in folders or in a table; classes are split by their names."""
+"""The user's own images, in folders or in a table. Classes are split by name."""
 
 import functools
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from reptile_tf.data import ImageClasses
 
-# A minute or two on two cores, from ten classes of twenty images on.
+# Takes a minute or two on two cores. Needs at least ten classes of twenty images.
 QUICK: dict[str, Any] = {
     "size": 48,
     "shots": 5,
@@ -33,7 +33,7 @@ QUICK: dict[str, Any] = {
 
 
 class Folder(Problem):
-    """Classes of any images, in colour or grey, of any square size."""
+    """Classes of any images, in colour or greyscale, resized to a square."""
 
     name = "folder"
     presets: ClassVar = {"folder-quick": QUICK} | {f"folder-{shots}shot-5way": preset(shots) for shots in (1, 5)}
@@ -42,13 +42,13 @@ class Folder(Problem):
     onednn = True
 
     def network(self, settings: Settings) -> "keras.Model":
-        """That of the paper's Mini-ImageNet, for images of this size."""
+        """Builds the paper's network for Mini-ImageNet, for this size and number of channels."""
         from reptile_tf import models
 
         return models.miniimagenet(settings.classes, settings.filters, settings.size, settings.channels)
 
     def load(self, settings: Settings) -> tuple["ImageClasses", str]:
-        """From `data_dir`, with a store of decoded images beside them, or from TensorFlow Datasets."""
+        """Loads `data_dir`, with a store of decoded images beside the images, or a data set of TensorFlow Datasets."""
         from reptile_tf.data import arrays, folder, splits
 
         if settings.source != "raw":
@@ -62,14 +62,14 @@ class Folder(Problem):
             settings.data_dir,
             settings.size,
             settings.channels,
-            split=None if settings.pretrained else split,  # the checkpoint has its own
+            split=None if settings.pretrained else split,  # a checkpoint has its own split
             skip_bad_images=settings.skip_bad_images,
             store=True,
         )
         return classes, f"images of {settings.data_dir}"
 
     def split(self, classes: "ImageClasses", settings: Settings) -> Sets:
-        """By the sets that their folders or table name, else by `settings.split` (see `splits.split_names`)."""
+        """Splits by the sets in the folders or the table, else by `settings.split` (see `splits.split_names`)."""
         from reptile_tf.data import splits
 
         return splits.split_classes(classes, settings.split, settings.seed, settings.classes)

@@ -1,4 +1,4 @@
-"""Mini-ImageNet, or other photographs in its layout (paper, section 6.1 and table 2)."""
+"""Mini-ImageNet, or other photographs in the same layout (paper, section 6.1 and table 2)."""
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def preset(shots: int) -> dict[str, Any]:
-    """Appendix A, table 2; `shots` and the evaluation's settings do not touch training."""
+    """Returns the settings of appendix A, table 2. `shots` and the evaluation settings do not affect training."""
     evaluation = {"shots": shots, "classes": 5, "eval_iters": 50, "eval_batch": 5 if shots == 1 else 15}
     inner = {"train_shots": 15, "inner_batch": 10, "inner_iters": 8, "learning_rate": 1e-3}
     outer = {"meta_step": 1.0, "meta_step_final": 0.0, "meta_batch": 5, "meta_iters": 100_000}
@@ -30,13 +30,13 @@ class MiniImageNet(Problem):
     onednn = True
 
     def network(self, settings: Settings) -> "keras.Model":
-        """The paper's, by the settings' ways and filters."""
+        """Builds the paper's network, for the settings' classes and filters."""
         from reptile_tf import models
 
         return models.miniimagenet(settings.classes, settings.filters)
 
     def load(self, settings: Settings) -> tuple["ImageClasses", str]:
-        """From a folder; figures from other photographs are never to be taken for the paper's."""
+        """Loads a folder. Other photographs than the paper's go by another name, so that results are not confused."""
         from reptile_tf.data import miniimagenet
 
         folder = settings.data_dir or "data/miniimagenet"
@@ -44,7 +44,7 @@ class MiniImageNet(Problem):
         return classes, "miniimagenet" if miniimagenet.is_the_papers(classes) else f"photographs of {folder}"
 
     def split(self, classes: "ImageClasses", settings: Settings) -> Sets:
-        """By the folders; the settings change nothing."""
+        """Splits by the folders train, val and test, whatever the settings."""
         sets = [name.split("/")[0] for name in classes.names]
         return {part: classes.subset([i for i, s in enumerate(sets) if s == part]) for part in SETS}
 

@@ -1,4 +1,4 @@
-"""Omniglot, or the built-in glyphs in its place (paper, section 6.1 and table 1)."""
+"""Omniglot, or the built-in glyphs instead (paper, section 6.1 and table 1)."""
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from reptile_tf.data import ImageClasses
 
-TRAINING_CHARACTERS = 1200  # of 1,623 (paper, section 6.1); the rest are for testing
+TRAINING_CHARACTERS = 1200  # of 1,623 (paper, section 6.1); the others are for testing
 
 
 def _preset(way: int, shots: int) -> dict[str, Any]:
@@ -25,23 +25,23 @@ def _preset(way: int, shots: int) -> dict[str, Any]:
 
 
 class Omniglot(Problem):
-    """1,623 characters of 20 drawings, 28x28."""
+    """1,623 characters with 20 drawings each, 28x28."""
 
     name = "omniglot"
-    # Appendix A, table 1. `shots` and the eval settings do not touch training.
+    # Appendix A, table 1. `shots` and the evaluation settings do not affect training.
     presets: ClassVar = {f"omniglot-{shots}shot-{way}way": _preset(way, shots) for way in (5, 20) for shots in (1, 5)}
     defaults: ClassVar = {"rotations": True}  # paper, section 6.1
     lacks = ("size", "channels", "skip_bad_images")
     onednn = True
 
     def network(self, settings: Settings) -> "keras.Model":
-        """The paper's, by the settings' ways and filters."""
+        """Builds the paper's network, for the settings' classes and filters."""
         from reptile_tf import models
 
         return models.omniglot(settings.classes, settings.filters)
 
     def load(self, settings: Settings) -> tuple["ImageClasses", str]:
-        """By `source`."""
+        """Loads the source that `settings.source` names."""
         from reptile_tf.data import glyphs, omniglot
 
         if settings.source == "glyphs":
@@ -55,9 +55,9 @@ class Omniglot(Problem):
         return classes, f"omniglot ({settings.source})"
 
     def split(self, classes: "ImageClasses", settings: Settings) -> Sets:
-        """By the seed: 1,200 characters to train on, the others to test on (and to validate on).
+        """Chooses 1,200 training characters by the seed; the others are for testing (and validation).
 
-        Or by `settings.split`: "background" for the data set's own two parts, a file of names of the alphabets and
+        `settings.split` may be "background" for the data set's own two parts, a file that names the alphabets and
         characters to test on, or shares (see `splits.split_names`).
         """
         from reptile_tf.data import omniglot, splits

@@ -1,4 +1,4 @@
-"""What a problem has to say of itself."""
+"""The base class of all problems."""
 
 import abc
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,15 +13,15 @@ Sets = dict[str, "ImageClasses"]
 
 
 class Problem(abc.ABC):
-    """A data set, how it is split, and a network for it.
+    """A data set, its split into sets, and a network for it.
 
     Attributes:
-      name: the module's name, which is also in configurations and results.
-      presets: settings by name, for `--preset` and `Settings.preset`; no two problems may share a name.
+      name: the module's name, which also appears in configurations and results.
+      presets: settings by name, for `--preset` and `Settings.preset`. Names must be unique across problems.
       defaults: settings whose defaults differ from those of `Settings`.
-      lacks: names of settings that mean nothing here; there are no flags for them.
-      onednn: whether oneDNN's convolutions are faster here, which TensorFlow does not choose by itself on AMD's
-        processors. TF_ENABLE_ONEDNN_OPTS has to be set when TensorFlow is first imported.
+      lacks: names of settings that do not apply to this problem and get no flags.
+      onednn: whether oneDNN's convolutions are faster for this problem. TensorFlow does not enable them by default on
+        AMD processors, and reads TF_ENABLE_ONEDNN_OPTS only when it is first imported.
       resampling: how images were resized; recorded with the run.
     """
 
@@ -34,18 +34,18 @@ class Problem(abc.ABC):
 
     @abc.abstractmethod
     def network(self, settings: "Settings") -> "keras.Model":
-        """A new model, from images to one logit per way."""
+        """Builds a new model that maps images to one logit per way."""
 
     @abc.abstractmethod
     def load(self, settings: "Settings") -> tuple["ImageClasses", str]:
-        """All classes, and what to call them in results; raises UserError if they cannot be loaded."""
+        """Loads all classes; returns them and their name in results. Raises UserError if they cannot be loaded."""
 
     @abc.abstractmethod
     def split(self, classes: "ImageClasses", settings: "Settings") -> Sets:
-        """The sets of classes: "train", "test" and perhaps "val" to validate on; raises UserError if it cannot be."""
+        """Splits the classes into "train", "test" and optionally "val" for validation; raises UserError if it fails."""
 
     def for_training(self, classes: "ImageClasses", settings: "Settings") -> "ImageClasses":
-        """What is made of the training classes before tasks are drawn from them: turned and mirrored images."""
+        """Augments the training classes with rotated and mirrored images, before tasks are drawn from them."""
         if settings.rotations:
             classes = classes.with_rotations()
         return classes.with_flips() if settings.flips else classes
