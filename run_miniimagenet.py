@@ -1,4 +1,4 @@
-"""Reptile on Mini-ImageNet, or on photographs of your own in DIR/{train,val,test}/CLASS/IMAGE (--data-dir DIR).
+"""Reptile on Mini-ImageNet, or on your own photographs in DIR/{train,val,test}/CLASS/IMAGE (--data-dir DIR).
 
 The paper's settings are presets. One training run serves 1 and 5 shots, transductive or not; add --pretrained to the
 other commands to evaluate without training again:

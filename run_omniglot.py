@@ -1,4 +1,4 @@
-"""Reptile on Omniglot: meta-trains a few-shot classifier and reports its accuracy on characters it has not seen.
+"""Reptile on Omniglot: meta-trains a few-shot classifier and reports its accuracy on characters that are new to it.
 
 The paper's settings are presets. One training run serves 1 and 5 shots, transductive or not; add --pretrained to the
 other commands to evaluate without training again:

@@ -1,12 +1,12 @@
-"""What training costs from 100 to 100,000 classes: preparing them, drawing a task, a meta-iteration.
+"""Measures the cost of training with 100 to 100,000 classes: preparing them, drawing a task, and a meta-iteration.
 
-  python benchmarks/classes.py                                            # made-up classes of 20 images, 28x28
+  python benchmarks/classes.py                                            # random classes of 20 images, 28x28
   python benchmarks/classes.py --json docs/results/classes.json --picture docs/classes-scaling.png
 
-For each number of classes a process of its own writes the images into a store, as a run does with those that it has
-decoded, maps it, draws tasks and trains the paper's network for Omniglot. Times of drawing and training are medians
-over rounds in which the numbers of classes take turns, so that they can be compared on a machine whose speed drifts.
-The result is JSON: one row per number of classes.
+For each number of classes, a separate process writes the images into a store, as a run does with decoded images, maps
+it, draws tasks and trains the paper's network for Omniglot. The times of drawing and training are medians over rounds
+in which the processes take turns, so that they are comparable on a machine whose speed drifts. The result is JSON with
+one row per number of classes.
 """
 
 import argparse
@@ -27,18 +27,18 @@ import provenance
 
 from reptile_tf import backend, files
 
-IMAGES, SIZE = 20, 28  # of each class
+IMAGES, SIZE = 20, 28  # images per class, and their height and width
 PRESET = "omniglot-1shot-5way"
 COLUMNS = ("seconds to prepare", "ms to sample a task", "ms of a meta-iteration", "own memory, MB")
-DRAWN = 1000  # tasks of a measurement
+DRAWN = 1000  # tasks per measurement
 
 
 def made_up(folder: pathlib.Path, count: int):
-    """A store of random images of so many classes, and the seconds that writing and mapping it took."""
+    """Makes a store of `count` classes of random images; returns them and the seconds for writing and mapping."""
     from reptile_tf.data import cache
 
     rng = np.random.default_rng(0)
-    hundred = rng.integers(0, 2, (100, IMAGES, SIZE, SIZE, 1), np.uint8)  # over and over: what they show costs nothing
+    hundred = rng.integers(0, 2, (100, IMAGES, SIZE, SIZE, 1), np.uint8)  # repeated, since content does not matter
 
     def fill(array: np.ndarray) -> tuple[dict[str, int], dict]:
         for number in range(count):
@@ -52,7 +52,7 @@ def made_up(folder: pathlib.Path, count: int):
 
 
 def worker(count: int, folder: pathlib.Path) -> None:
-    """One process: prepares, then answers each line on its input, a number of meta-iterations, with a line of JSON."""
+    """Runs in a separate process: prepares the classes, then answers each number of meta-iterations read with JSON."""
     from reptile_tf import device, learners, tasks
     from reptile_tf.problems.omniglot import PROBLEM
     from reptile_tf.settings import Settings
@@ -87,7 +87,7 @@ def worker(count: int, folder: pathlib.Path) -> None:
 
 
 def measured(counts: list[int], meta_iters: int, rounds: int, folder: pathlib.Path) -> dict[str, list[float]]:
-    """The columns by number of classes."""
+    """Measures all; returns the values of COLUMNS by number of classes."""
     processes, prepared = {}, {}
     for count in counts:
         here = folder / str(count)
@@ -133,7 +133,7 @@ def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, nargs="+", default=[100, 1000, 10_000, 100_000])
-    parser.add_argument("--meta-iters", type=int, default=5, help="of each round")
+    parser.add_argument("--meta-iters", type=int, default=5, help="meta-iterations per round")
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--json", type=pathlib.Path, help="file to write the result to")
     parser.add_argument("--picture", type=pathlib.Path, help="PNG to draw")

@@ -1,14 +1,14 @@
-"""What a classifier made from a few examples is worth: the figures of docs/classify.md.
+"""Measures the accuracy of classifiers that are made from a few examples: the numbers in docs/classify.md.
 
   python benchmarks/classify.py --omniglot data/omniglot --part model        # one by one, transductive, a Keras model
-  python benchmarks/classify.py --omniglot data/omniglot --part ways         # 2 to 20 classes by a 5-way network
-  python benchmarks/classify.py --omniglot data/omniglot --part photographs  # drawings that are photographed
+  python benchmarks/classify.py --omniglot data/omniglot --part ways         # 2 to 20 classes with a 5-way network
+  python benchmarks/classify.py --omniglot data/omniglot --part photographs  # photographs of drawings
 
-  python benchmarks/classify.py --rows                                          # the tables of docs/classify.md
+  python benchmarks/classify.py --rows                                       # prints the tables of docs/classify.md
 
-All are of pretrained/omniglot-5way, one example of each class, on characters that it was not trained on (the split is
-in its config.json), with its own evaluation settings. Each part replaces its own entry of docs/results/classify.json,
-and writes what it has so far every hundred tasks.
+All use pretrained/omniglot-5way with its own evaluation settings and one example per class, on characters that it was
+not trained on (its config.json has the split). Each part replaces its own entry in docs/results/classify.json, and
+writes intermediate results.
 """
 
 import argparse
@@ -43,14 +43,14 @@ OUT = ROOT / "docs" / "results" / "classify.json"
 
 
 def one_task(few: adapted.Adapted, query_x: np.ndarray, query_y: np.ndarray, model=None) -> list[float]:
-    """The share of queries that an adapted learner answers rightly: one by one, together, and by a Keras model.
+    """Returns the shares of queries classified correctly: one by one, transductively, and by the Keras model.
 
     Args:
-      few: what `adapt` gave.
+      few: the adapted learner.
       query_x: the queries.
       query_y: their labels.
-      model: of an earlier call of `few.model()` for a learner like it, which gets this one's weights and statistics:
-        that takes a tenth of the time. Without it `few.model()` itself is asked.
+      model: the result of `few.model()` for an earlier task, into which this task's weights and statistics are copied;
+        that takes a tenth of the time. Without it `few.model()` is called.
     """
     network = few._adapter.network
     if model is None:
@@ -64,7 +64,7 @@ def one_task(few: adapted.Adapted, query_x: np.ndarray, query_y: np.ndarray, mod
 
 
 def summary(shares: np.ndarray) -> dict:
-    """Of shares of right answers [task, way of answering]: each way's accuracy, and its difference from the first."""
+    """Returns the accuracy of each method, and its difference from the first, from correct shares [task, method]."""
     ways = ("one by one", "transductive", "keras model")
     rows = {way: Accuracy.of(shares[:, i])._asdict() for i, way in enumerate(ways)}
     for i, way in enumerate(ways[1:], 1):
@@ -74,7 +74,7 @@ def summary(shares: np.ndarray) -> dict:
 
 
 def model_part(learner: rt.MetaLearner, test: rt.ImageClasses, count: int, _: str) -> Iterator[dict]:
-    """Accuracy of the three ways on the same adaptations."""
+    """Yields the accuracy of the three methods on the same adapted learners."""
     shares, model = [], None
     for i in range(count):
         task = tasks.evaluation_tasks(test, way=5, shots=1, batch=1, steps=0, seed=0, first=i, count=1)
@@ -89,7 +89,7 @@ def model_part(learner: rt.MetaLearner, test: rt.ImageClasses, count: int, _: st
 
 
 def ways_part(learner: rt.MetaLearner, test: rt.ImageClasses, count: int, _: str) -> Iterator[dict]:
-    """Accuracy by the number of classes; with more than five also by minibatches of as many images as classes."""
+    """Yields the accuracy by number of classes; above five classes also with minibatches of one image per class."""
     rows = []
     for way, batch in ((2, 5), (3, 5), (5, 5), (10, 5), (10, 10), (20, 5), (20, 20)):
         began = time.monotonic()
@@ -115,7 +115,7 @@ def ways_part(learner: rt.MetaLearner, test: rt.ImageClasses, count: int, _: str
 
 
 def photographs_part(learner: rt.MetaLearner, test: rt.ImageClasses, count: int, omniglot: str) -> Iterator[dict]:
-    """Tasks of five classes from photographs: of shapes by a program's hand, and of Omniglot's drawings themselves."""
+    """Yields the accuracy on 5-way tasks of photographs, of generated shapes and of Omniglot's own drawings."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as path:
         folder = pathlib.Path(path)
@@ -138,7 +138,7 @@ def photographs_part(learner: rt.MetaLearner, test: rt.ImageClasses, count: int,
 def _shapes(
     folder: pathlib.Path, name: str, count: int, rng: np.random.Generator, learner: rt.MetaLearner
 ) -> np.ndarray:
-    """Photographs of drawings of a shape, prepared."""
+    """Makes photographs of drawings of a shape, and prepares them for the learner."""
     paths = [folder / f"{name}-{number}.jpg" for number in range(count)]
     for path in paths:
         hand_drawn.photograph(hand_drawn.drawing(name, rng), rng).save(path, quality=75)
@@ -148,7 +148,7 @@ def _shapes(
 def _omniglot(
     folder: pathlib.Path, omniglot: pathlib.Path, name: str, count: int, rng: np.random.Generator
 ) -> list[tuple[pathlib.Path, pathlib.Path]]:
-    """Photographs of some drawings of a character, each with the file of the drawing."""
+    """Makes photographs of some drawings of a character; returns pairs of photograph and original file."""
     (of_character,) = omniglot.glob(f"*/{name}")
     pairs = []
     for original in sorted(of_character.glob("*.png"))[:count]:
@@ -165,7 +165,7 @@ def _omniglot(
 
 
 def _tasks(learner: rt.MetaLearner, classes: dict[str, np.ndarray], count: int) -> dict:
-    """The accuracy on random tasks, the same ones for the same names and numbers of images."""
+    """Returns the accuracy on random tasks, which depend only on the names and numbers of images."""
     rng, names, shares, model = np.random.default_rng(1), sorted(classes), [], None
     for i in range(count):
         chosen = rng.choice(len(names), 5, replace=False)
@@ -178,7 +178,7 @@ def _tasks(learner: rt.MetaLearner, classes: dict[str, np.ndarray], count: int) 
 
 
 def _as_a_user(folder: pathlib.Path) -> dict:
-    """The command line on photographs, and on what is none: seconds, and what it says."""
+    """Runs the command line on photographs and on invalid queries; returns the seconds and its output."""
     run = [sys.executable, str(ROOT / "examples" / "hand_drawn.py"), "--out", str(folder / "drawn")]
     subprocess.run(run, check=True, capture_output=True)
     Image.new("RGB", (800, 600), (200, 196, 190)).save(folder / "blank.jpg")
@@ -204,7 +204,7 @@ def _as_a_user(folder: pathlib.Path) -> dict:
 
 
 def rows(known: dict) -> str:
-    """The tables' rows, in the order in which docs/classify.md has them."""
+    """Returns the rows of the tables, in the order of docs/classify.md."""
 
     def percent(part: dict, accuracy: str = "accuracy", ci95: str = "ci95") -> str:
         return f"{100 * part[accuracy]:.2f} ± {100 * part[ci95]:.2f}"
@@ -229,15 +229,15 @@ def rows(known: dict) -> str:
 
 
 def main():
-    """Measures one part, and writes it."""
+    """Measures one part and writes its result, or prints the tables."""
     parts = {"model": (model_part, 2000), "ways": (ways_part, 500), "photographs": (photographs_part, 500)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--omniglot", default="data/omniglot", help="folder with images_background and …_evaluation")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--part", choices=parts, help="measure this")
-    what.add_argument("--rows", action="store_true", help="print the tables of what was measured")
-    parser.add_argument("--tasks", type=int, help="how many (default: 2000 for model, else 500)")
-    parser.add_argument("--out", type=pathlib.Path, default=OUT, help="where to write (default: docs/results)")
+    what.add_argument("--part", choices=parts, help="part to measure")
+    what.add_argument("--rows", action="store_true", help="print the tables of the recorded results")
+    parser.add_argument("--tasks", type=int, help="number of tasks (default: 2000 for model, else 500)")
+    parser.add_argument("--out", type=pathlib.Path, default=OUT, help="file of results (default: in docs/results)")
     arguments = parser.parse_args()
     if arguments.rows:
         print(rows(json.loads(arguments.out.read_text())))

@@ -1,10 +1,10 @@
-"""The memory of training from many photographs: they stay on disk, in the memory-mapped store.
+"""Measures the memory for training on many photographs, which stay on disk in a memory-mapped store.
 
-  python benchmarks/memory.py                      100,000 made-up images of 84x84, 1,000 classes; needs 2.2 GB of disk
-  python benchmarks/memory.py --json memory.json   keeps the result
+  python benchmarks/memory.py                      100,000 random images of 84x84, 1,000 classes; needs 2.2 GB of disk
+  python benchmarks/memory.py --json memory.json   also writes the result to a file
 
-Prints the resident memory of the process at its end: what is its own, and beside that the pages of the mapped store, of
-which the system takes back what it needs.
+Prints the process's resident memory after training: its own memory, and separately the pages of the mapped store, which
+the system can reclaim at any time.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from reptile_tf.problems.miniimagenet import PROBLEM
 
 
 def resident() -> dict[str, int]:
-    """Bytes of this process's own memory and of mapped files in it (Linux)."""
+    """Returns the bytes of this process's own memory and of its mapped files (Linux)."""
     lines = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
     return {name: 1024 * int(lines[key].split()[0]) for name, key in (("own", "RssAnon"), ("mapped", "RssFile"))}
 
 
 def store(folder: pathlib.Path, images: int, classes: int) -> rt.ImageClasses:
-    """A store of random images, written class by class."""
+    """Writes a store of random images, class by class."""
     rng, each = np.random.default_rng(0), images // classes
 
     def fill(array: np.ndarray) -> tuple[dict[str, int], dict]:
@@ -41,7 +41,7 @@ def store(folder: pathlib.Path, images: int, classes: int) -> rt.ImageClasses:
 
 
 def main() -> None:
-    """Makes the store, trains from it and prints what memory that took."""
+    """Makes the store, trains from it and prints the memory used."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--classes", type=int, default=1000)

@@ -1,4 +1,4 @@
-"""Where the figures of a benchmark come from, to be recorded beside them."""
+"""Describes the commit and the machine, to be recorded with a benchmark's results."""
 
 import datetime
 import pathlib
@@ -7,14 +7,14 @@ import subprocess
 
 
 def processor() -> str:
-    """The processor's name, where Linux says it."""
+    """Returns the processor's name, from /proc/cpuinfo on Linux."""
     info = pathlib.Path("/proc/cpuinfo")
     names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     return names[0].partition(": ")[2] if names else platform.processor()
 
 
 def commit() -> str:
-    """The git commit of this checkout, with "+" if its code was changed since."""
+    """Returns the git commit of this checkout, with "+" if its code has uncommitted changes."""
     root = pathlib.Path(__file__).parent.parent
 
     def git(*arguments):
@@ -25,7 +25,7 @@ def commit() -> str:
 
 
 def of_now() -> dict[str, str]:
-    """The commit, today's date and the machine, for a JSON file of results."""
+    """Returns the commit, today's date and the machine, for a JSON file of results."""
     from reptile_tf import device
 
     machine = f"{processor()}, {device.cores()} cores"

@@ -1,13 +1,13 @@
-"""What sharing a meta-batch costs and brings on one machine: two workers of one core beside one worker of two cores.
+"""Compares two workers with one core each to one worker with two cores, on one machine.
 
   python benchmarks/scaling.py --meta-batches 4 16 --rounds 5
 
-Both are processes of the same program, started together, and take turns, so that the ratio holds on a machine whose
-speed drifts: while one measures the other waits. The last line is JSON. For each meta-batch: meta-iterations per second
-of both, their ratio (median over rounds and range), and of the two workers the bytes that each gives to the exchange
-of a meta-iteration, the milliseconds of an exchange alone (one after another, nothing else to do), and those that one
-takes in training, the wait for the slower worker included. Then exchanges alone of other sizes, by two and three
-workers.
+Both setups are started together and take turns, so that the ratio is meaningful on a machine whose speed drifts: while
+one is measured, the other waits. The last line is JSON. For each meta-batch it has the meta-iterations per second of
+both setups and their ratio (median and range over the rounds). For the two workers it also has the bytes that each
+contributes to the exchange of a meta-iteration, the milliseconds of an exchange without any other work, and those of an
+exchange during training, including the wait for the slower worker. Finally it has the times of exchanges of other sizes
+without any other work, for two and three workers.
 """
 
 import argparse
@@ -25,7 +25,7 @@ PRESET = "omniglot-1shot-5way"
 
 
 def worker(meta_batch: int) -> None:
-    """One process: builds a learner, then answers each line on its input, STEPS or "alone", with one line of JSON."""
+    """Runs in a separate process: builds a learner, then answers each input line, STEPS or "alone", with JSON."""
     import numpy as np
     import tensorflow as tf
 
@@ -48,21 +48,21 @@ def worker(meta_batch: int) -> None:
     spent, sizes, add = [], [], workers.sum
 
     def timed_sum(value, **options):
-        value.numpy()  # the work before it is done
+        value.numpy()  # waits for the preceding work
         began = time.perf_counter()
         total = add(value, **options)
         spent.append(time.perf_counter() - began)
         sizes.append(value.shape.num_elements() * value.dtype.size)
         return total
 
-    if where.count > 1:  # one worker's sum is part of its compiled step
+    if where.count > 1:  # with one worker the sum is part of the compiled step
         workers.sum = timed_sum
     for i in range(3):
         learner.step(batches[i], 0.1)
     print("ready", flush=True)
 
     def alone(floats: int) -> float:
-        """The median of 100 exchanges one after another, in milliseconds."""
+        """Returns the median time of 100 consecutive exchanges, in milliseconds."""
         vector = tf.zeros([floats])
         spent.clear()
         for _ in range(100):
@@ -87,7 +87,7 @@ def worker(meta_batch: int) -> None:
 
 
 class Group:
-    """Workers that run `worker`, with two cores divided among them."""
+    """Processes that run `worker`, with two cores divided among them."""
 
     def __init__(self, count: int, meta_batch: int):
         from reptile_tf.launch import _free_ports, _part
@@ -114,7 +114,7 @@ class Group:
                     raise RuntimeError("a worker has ended, and said why above")
 
     def measure(self, what: int | str) -> list[dict[str, float]]:
-        """Each worker's figures: over so many meta-iterations, or of exchanges "alone"."""
+        """Returns each worker's measurements, over `what` meta-iterations or, if it is "alone", of exchanges alone."""
         for process in self.processes:
             print(what, file=process.stdin, flush=True)
         return [json.loads(process.stdout.readline()) for process in self.processes]
@@ -132,7 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--meta-batches", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement, roughly")
+    parser.add_argument("--seconds", type=float, default=6.0, help="approximate seconds per measurement")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:

@@ -1,18 +1,19 @@
-"""Meta-iterations and evaluated tasks per second, beside the PyTorch loops that a user would write instead.
+"""Measures meta-iterations and evaluated tasks per second, compared with loops that a user would write in PyTorch.
 
   pip install -e .[bench]
   python benchmarks/speed.py --preset omniglot-1shot-5way
 
-All train by the preset and evaluate on the same tasks, round after round in turn, so that ratios hold on a machine
-whose speed drifts. Ours classifies the queries both ways, PyTorch only the way that is asked for. PyTorch's loops take
-the tasks of a meta-batch one after another:
+All train with the preset and evaluate on the same tasks, taking turns in every round, so that the ratios are meaningful
+on a machine whose speed drifts. This package classifies the queries both transductively and one by one, PyTorch only in
+the requested way. The PyTorch loops run the tasks of a meta-batch one after another:
 
-  eager     torch.optim.Adam, the network as it is
+  eager     torch.optim.Adam, the network uncompiled
   compiled  fused Adam, torch.compile of the loss; needs a C++ compiler on a CPU
-  graphs    as compiled, replayed as CUDA graphs (with --device gpu)
+  graphs    like compiled, replayed as CUDA graphs (with --device gpu)
 
-Each runs with one thread or all cores, and with images in either memory format, whichever is fastest at the start.
-The last line is JSON: train_ratio and eval_ratio are medians over rounds of ours / the best of PyTorch's, with ranges.
+Each uses the number of threads (one or all cores) and the memory format of images that are fastest in a first test. The
+last line is JSON: train_ratio and eval_ratio are the medians over the rounds of this package's rate divided by that of
+the best PyTorch loop, with ranges.
 """
 
 import argparse
@@ -47,7 +48,7 @@ from reptile_tf.meta import MetaLearner
 
 
 def omniglot_network(way: int) -> nn.Module:
-    """The same network as `reptile_tf.models.omniglot`."""
+    """Builds the same network as `reptile_tf.models.omniglot`."""
     blocks = []
     for channels in (1, 64, 64, 64):
         blocks += [nn.Conv2d(channels, 64, 3, stride=2, padding=1), nn.BatchNorm2d(64), nn.ReLU()]
@@ -55,7 +56,7 @@ def omniglot_network(way: int) -> nn.Module:
 
 
 def miniimagenet_network(way: int) -> nn.Module:
-    """The same network as `reptile_tf.models.miniimagenet`."""
+    """Builds the same network as `reptile_tf.models.miniimagenet`."""
     blocks = []
     for channels in (3, 32, 32, 32):
         blocks += [
@@ -68,13 +69,13 @@ def miniimagenet_network(way: int) -> nn.Module:
 
 
 def photographs() -> ImageClasses:
-    """Noise in the shape of Mini-ImageNet: real pixels or not, the work is the same."""
+    """Makes classes of noise in the shape of Mini-ImageNet's images, since the pixels do not affect the speed."""
     rng = np.random.default_rng(0)
     groups = {str(label): rng.integers(0, 256, (20, 84, 84, 3), np.uint8) for label in range(50)}
     return ImageClasses.from_groups(groups, scale=1 / 255)
 
 
-# Network and images by benchmark.
+# The PyTorch network and the images of each problem.
 THEIRS = {
     "omniglot": (omniglot_network, lambda: data.glyphs.load(classes=200)),
     "miniimagenet": (miniimagenet_network, photographs),
@@ -82,12 +83,12 @@ THEIRS = {
 
 
 class Setup(NamedTuple):
-    """How PyTorch runs.
+    """The options of a PyTorch loop.
 
     Attributes:
       kind: "eager", "compiled" or "graphs".
-      threads: of an operation.
-      channels_last: the memory format of images and kernels.
+      threads: number of threads per operation.
+      channels_last: whether images and kernels are stored channels-last.
     """
 
     kind: str
@@ -99,7 +100,7 @@ class Setup(NamedTuple):
 
 
 class TorchReptile:
-    """Reptile as one writes it in PyTorch."""
+    """Reptile as a user would write it in PyTorch."""
 
     def __init__(self, network: nn.Module, settings: Settings, scale: float, setup: Setup, place: str):
         self.settings = settings
@@ -120,14 +121,14 @@ class TorchReptile:
         self.loss = torch.compile(loss, mode=mode) if mode else loss
 
     def adapt(self, x: torch.Tensor, y: torch.Tensor, minibatches: torch.Tensor) -> None:
-        """The inner loop on one task."""
+        """Runs the inner loop on one task."""
         for samples in minibatches:
             self.optimizer.zero_grad()
             self.loss(x[samples], y[samples]).backward()
             self.optimizer.step()
 
     def step(self, batch: tasks.Tasks, meta_step: float) -> None:
-        """One meta-iteration."""
+        """Runs one meta-iteration."""
         torch.set_num_threads(self.setup.threads)
         before = [p.detach().clone() for p in self.network.parameters()]
         total = [torch.zeros_like(p) for p in before]
@@ -144,7 +145,7 @@ class TorchReptile:
         self.finish()
 
     def evaluate(self, batch: tasks.EvalTasks) -> np.ndarray:
-        """The predictions for the queries of each task, int [task, query]."""
+        """Returns the predictions for the queries of each task, int [task, query]."""
         torch.set_num_threads(self.setup.threads)
         network, optimizer = (copy.deepcopy(s.state_dict()) for s in (self.network, self.optimizer))
         predictions = []
@@ -162,22 +163,22 @@ class TorchReptile:
         return np.stack(predictions)
 
     def images(self, array: np.ndarray) -> torch.Tensor:
-        """uint8 [sample, height, width, channel] to float32 [sample, channel, height, width], in the memory format."""
+        """Scales uint8 [sample, height, width, channel] and converts it to float32 [sample, channel, height, width]."""
         image = torch.as_tensor(array).to(self.place).permute(0, 3, 1, 2).float() * self.scale
         return image.contiguous(memory_format=self.format)
 
     def integers(self, array: np.ndarray) -> torch.Tensor:
-        """Labels or indices, int64 on the device."""
+        """Returns labels or indices as int64 on the device."""
         return torch.as_tensor(array).long().to(self.place)
 
     def finish(self) -> None:
-        """Waits for a GPU."""
+        """Waits for the GPU, if there is one, to finish."""
         if self.place == "cuda":
             torch.cuda.synchronize()
 
 
 class Ours:
-    """Meta-iterations as a run calls them, several at once."""
+    """Runs this package's meta-iterations as a training run does, several per call."""
 
     def __init__(self, learner: MetaLearner, classes: ImageClasses, settings: Settings):
         images, drawable = feed.images_on_gpu(classes)
@@ -190,12 +191,12 @@ class Ours:
         self._images = images
 
     def step(self) -> None:
-        """`at_once` meta-iterations."""
+        """Runs `at_once` meta-iterations."""
         self._learner.steps(self._batches, [0.1] * self.at_once, images=self._images)
 
 
 def rate(work, units: int, seconds: float) -> float:
-    """How many units per second `work` does; it is called, with 0, 1, 2, …, for at least `seconds`."""
+    """Calls `work`, which does `units` units, with 0, 1, 2, … for at least `seconds`; returns the units per second."""
     began, calls = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         work(calls)
@@ -204,7 +205,7 @@ def rate(work, units: int, seconds: float) -> float:
 
 
 def fastest(kind: str, make, training: list[tasks.Tasks], seconds: float, gpu: bool) -> TorchReptile:
-    """A kind of PyTorch loop, at the threads and in the memory format that train fastest."""
+    """Returns a PyTorch loop of this kind, with the threads and the memory format that train fastest."""
     rates = {}
     for threads, channels_last in itertools.product([1] if gpu else sorted({1, device.cores()}), (False, True)):
         theirs = make(Setup(kind, threads, channels_last))
@@ -216,7 +217,7 @@ def fastest(kind: str, make, training: list[tasks.Tasks], seconds: float, gpu: b
 
 
 def summary(rates: dict[str, list[float]], ours: str = "ours") -> dict[str, object]:
-    """Medians of each, and of the ratio of ours to the best of the others, with its range over the rounds."""
+    """Returns the median of each, and the median and range over the rounds of the ratio of ours to the best other."""
     medians = {name: statistics.median(each) for name, each in rates.items()}
     best = max((name for name in rates if name != ours), key=medians.get)
     ratios = [a / b for a, b in zip(rates[ours], rates[best], strict=True)]
@@ -238,7 +239,7 @@ def main() -> None:
     )
     parser.add_argument("--transductive", action="store_true", help="PyTorch evaluates transductively")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=6.0, help="seconds per measurement")
     parser.add_argument("--mode", default="auto", choices=("auto", "branches", "stacked"))
     parser.add_argument(
         "--sequential", "--in-turn", action="store_true", help="tasks one after another, as the PyTorch loops"

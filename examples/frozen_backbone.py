@@ -1,11 +1,11 @@
-"""A few-shot learner on a frozen MobileNetV2: its features are computed once, and a small head on them is meta-trained.
+"""Trains a few-shot learner on a frozen MobileNetV2: computes its features once, and meta-trains a small head on them.
 
   python examples/frozen_backbone.py --data-dir photos             photos/CLASS/IMAGE; downloads the ImageNet weights
   python examples/frozen_backbone.py --data-dir photos --compare   also times meta-iterations with the body in the model
 
-The features lie beside the images (photos/features-…) and serve until the images or the weights change. A model with
-the frozen body in it learns the same, since `layer.trainable = False` is kept in the inner loop; but then each inner
-step computes the features again.
+The features are stored beside the images (photos/features-…) and reused until the images or the weights change. A model
+that includes the frozen body would learn the same, since the inner loop respects `layer.trainable = False`, but every
+inner step would compute the features again.
 """
 
 import argparse
@@ -21,7 +21,7 @@ SIZE = 96
 
 
 def body(weights: str | None) -> keras.Model:
-    """MobileNetV2 without its head, frozen: images from 0 to 255, [image, 96, 96, 3], to float32 [image, 1280]."""
+    """Builds a frozen MobileNetV2 without its head: images [image, 96, 96, 3], 0 to 255, to float32 [image, 1280]."""
     inputs = keras.Input((SIZE, SIZE, 3))
     network = keras.applications.MobileNetV2((SIZE, SIZE, 3), include_top=False, pooling="avg", weights=weights)
     scaled = keras.layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
@@ -31,14 +31,14 @@ def body(weights: str | None) -> keras.Model:
 
 
 def head(ways: int, features: int) -> keras.Model:
-    """The part that is learned: features to logits."""
+    """Builds the trainable part, which maps features to logits."""
     return keras.Sequential(
         [keras.Input((features,)), keras.layers.Dense(64, "relu"), keras.layers.Dense(ways, name="logits")]
     )
 
 
 def timed(model: keras.Model, classes: rt.ImageClasses, settings: rt.Settings) -> float:
-    """Seconds of a meta-iteration, the best of five after one that compiles."""
+    """Returns the seconds per meta-iteration, the best of five after one that compiles."""
     learner = rt.MetaLearner(
         model, keras.optimizers.Adam(settings.learning_rate, beta_1=0.0), keras.optimizers.SGD(),
         meta_batch=settings.meta_batch,
@@ -53,7 +53,7 @@ def timed(model: keras.Model, classes: rt.ImageClasses, settings: rt.Settings) -
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Computes features, meta-trains a head on them and prints its accuracy on classes that it was not trained on."""
+    """Computes features, meta-trains a head on them and prints its accuracy on new classes."""
     keras.utils.set_random_seed(arguments.seed)
     rt.show_progress()
     images = rt.data.folder.load(arguments.data_dir, SIZE)

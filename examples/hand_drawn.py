@@ -1,11 +1,11 @@
-"""Draws simple shapes by hand, as it were, and photographs them: to try the classifier on what nobody prepared for it.
+"""Simulates photographs of hand-drawn shapes, to try the classifier on realistic images.
 
   python examples/hand_drawn.py --out drawn                   # drawn/shapes/CLASS/1.jpg and drawn/new/CLASS-N.jpg
   python -m reptile_tf.classify --checkpoint pretrained/omniglot-5way --support drawn/shapes --queries drawn/new
 
-Each drawing is a shape whose strokes wobble, slant and turn a little, in pencil or pen of some width and darkness, on
-paper of some tint with grain. A photograph of it is tilted and turned, lies in a soft shadow and in uneven light, is a
-little blurred, noisy, and compressed as JPEG.
+Each drawing is a shape whose strokes wobble, slant and turn slightly, in pencil or pen of random width and darkness, on
+paper of random tint and grain. Its photograph is tilted and rotated, with a soft shadow and uneven light, slight blur,
+noise and JPEG compression.
 """
 
 import argparse
@@ -15,8 +15,8 @@ import pathlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-SIDE = 1200  # pixels of the sheet along each side
-PHOTOGRAPH = 800, 600  # pixels
+SIDE = 1200  # pixels along each side of the sheet
+PHOTOGRAPH = 800, 600  # width and height in pixels
 
 
 def _arc(x, y, radius, begin, end, squeeze=1.0):
@@ -30,7 +30,7 @@ def _lines(*corners):
 
 
 _SPIRAL = np.linspace(0, 4.5 * np.pi, 120)
-# Strokes of points (x to the right, y down), from 0 to 1.
+# Each stroke is a sequence of points (x to the right, y down), from 0 to 1.
 SHAPES = {
     "arrow": [_lines((0.15, 0.5), (0.85, 0.5)), _lines((0.6, 0.28), (0.85, 0.5), (0.6, 0.72))],
     "circle": [_arc(0.5, 0.5, 0.33, -1.5, 4.9)],
@@ -57,7 +57,7 @@ SHAPES = {
 
 
 def drawing(shape: str, rng: np.random.Generator) -> np.ndarray:
-    """How much ink of a new drawing of a shape lies on each pixel of the sheet, float [SIDE, SIDE] from 0 to 1."""
+    """Draws a shape; returns the share of ink at each pixel of the sheet, float [SIDE, SIDE] from 0 to 1."""
     turn, slant = rng.normal(0, 0.08), rng.normal(0, 0.08)
     scale = rng.uniform(0.45, 0.75) * np.exp(rng.normal(0, 0.06, 2))
     matrix = np.array([[np.cos(turn), -np.sin(turn) + slant], [np.sin(turn), np.cos(turn)]]) * scale[:, None]
@@ -76,7 +76,7 @@ def drawing(shape: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def photograph(ink: np.ndarray, rng: np.random.Generator) -> Image.Image:
-    """A photograph of a sheet with ink as `drawing` gives it, RGB."""
+    """Photographs a sheet with the ink that `drawing` returns; returns an RGB image."""
     tint = np.array([235, 231, 222]) + rng.normal(0, 6, 3)
     darkness = rng.uniform(0.55, 0.85)  # pencil to pen
     grain = _smooth(rng, 3) * 2.5
@@ -90,14 +90,14 @@ def photograph(ink: np.ndarray, rng: np.random.Generator) -> Image.Image:
 
 
 def _tilted(sheet: Image.Image, tint: np.ndarray, rng: np.random.Generator) -> Image.Image:
-    """The sheet as seen by a camera that is neither above its middle nor straight; it fills the picture."""
+    """Returns the sheet as seen by a camera that is off centre, tilted and rotated. The sheet fills the picture."""
     width, height = PHOTOGRAPH
     half = SIDE * rng.uniform(0.40, 0.46)
     angle = rng.normal(0, 0.07)
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     corners = np.array([[-1, -0.75], [1, -0.75], [1, 0.75], [-1, 0.75]]) * half / 0.75
     corners = SIDE / 2 + corners @ rotation.T + rng.normal(0, 0.035 * SIDE, (4, 2))
-    # The plane that takes the picture's corners to these of the sheet.
+    # The perspective transform that maps the picture's corners to these corners on the sheet.
     rows, values = [], []
     for (x, y), (u, v) in zip([(0, 0), (width, 0), (width, height), (0, height)], corners, strict=True):
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
@@ -110,14 +110,14 @@ def _tilted(sheet: Image.Image, tint: np.ndarray, rng: np.random.Generator) -> I
 
 
 def _light(rng: np.random.Generator) -> np.ndarray:
-    """Brighter towards one side, float [height, width]."""
+    """Returns the brightness of light that increases towards one side, float [height, width]."""
     x, y = np.meshgrid(np.linspace(-1, 1, PHOTOGRAPH[0]), np.linspace(-1, 1, PHOTOGRAPH[1]))
     angle = rng.uniform(0, 2 * np.pi)
     return rng.uniform(0.8, 1.0) + rng.uniform(0.05, 0.2) * (np.cos(angle) * x + np.sin(angle) * y)
 
 
 def _shadow(rng: np.random.Generator) -> np.ndarray:
-    """A hand's or a lamp's: darker on one side of a blurred edge, float [height, width]."""
+    """Returns the brightness of a shadow, darker on one side of a blurred edge, float [height, width]."""
     width, height = PHOTOGRAPH
     angle, shift = rng.uniform(0, 2 * np.pi), rng.uniform(-0.5, 0.5)
     x, y = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-0.75, 0.75, height))
@@ -127,7 +127,7 @@ def _shadow(rng: np.random.Generator) -> np.ndarray:
 
 
 def _smooth(rng: np.random.Generator, radius: float) -> np.ndarray:
-    """Noise of the sheet's size with a grain of some pixels, of standard deviation 1."""
+    """Returns smooth noise of the sheet's size, with standard deviation 1 and a grain of a few pixels."""
     noise = Image.fromarray(rng.integers(0, 256, (SIDE // 2, SIDE // 2), np.uint8))
     grain = np.asarray(noise.filter(ImageFilter.GaussianBlur(radius / 2)).resize((SIDE, SIDE)), np.float64)
     return (grain - grain.mean()) / grain.std()

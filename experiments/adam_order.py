@@ -1,10 +1,9 @@
 """Does it matter that Adam's moments pass from task to task within a meta-batch?
 
-The original runs the tasks of a meta-batch one after another and never resets the inner Adam's second moments, so that
-each task starts from the moments that the previous one left. This package runs them side by side by default, all from
-the same moments, which are averaged afterwards; `--sequential` does what the original does. Both are trained on
-Omniglot 5-way 1-shot with three seeds (of split, weights and tasks), for 5,000 meta-iterations with the step size
-annealed to 0.
+The original code runs the tasks of a meta-batch one after another and never resets the inner Adam's second moments, so
+each task starts with the moments of the previous one. By default this package runs the tasks side by side from the same
+moments, and averages the final moments; `--sequential` follows the original. Both are trained on Omniglot 5-way 1-shot
+with three seeds (for split, weights and tasks), for 5,000 meta-iterations with the step size annealed to 0.
 
   python experiments/adam_order.py
 """
@@ -23,7 +22,7 @@ MODES = {"side": ("side by side (default)", ""), "turn": ("one after another", "
 
 
 def draw(figure: Figure, runs: list[common.Run]) -> None:
-    """A point with its interval for each seed, and the mean over seeds."""
+    """Draws each seed's accuracy with its interval, and the mean over the seeds."""
     axes = figure.add_subplot(ylabel="accuracy on test characters (%)", xticks=SEEDS, xlabel="seed")
     length = runs[0].results["meta_iterations"]
     axes.set_title(f"Omniglot 5-way 1-shot, transductive, {length:,} meta-iterations", fontsize=10)

@@ -1,4 +1,4 @@
-"""Shared by the experiments: runs of run_omniglot.py, one per core, and tables and figures of their results."""
+"""Code shared by the experiments: runs run_omniglot.py, one run per core, and writes tables and figures."""
 
 import argparse
 import concurrent.futures
@@ -31,7 +31,7 @@ from reptile_tf.progress import Progress, log, show_progress
 
 HERE = pathlib.Path(__file__).resolve().parent
 RUN_OMNIGLOT = HERE.parent / "run_omniglot.py"
-# For what trains on Omniglot: TensorFlow's own convolutions are faster on images this small.
+# For runs on Omniglot: without oneDNN, TensorFlow's convolutions are faster on such small images.
 ENVIRONMENT = {"TF_ENABLE_ONEDNN_OPTS": "0"} | os.environ
 
 
@@ -39,8 +39,8 @@ class Run(NamedTuple):
     """A finished run.
 
     Attributes:
-      name: of the run in its experiment.
-      results: its results.json.
+      name: the run's name in its experiment.
+      results: the content of its results.json.
       history: float64 [task, 3], see `checkpoint.Checkpoint`.
     """
 
@@ -50,16 +50,16 @@ class Run(NamedTuple):
 
     @property
     def final(self) -> Accuracy:
-        """On test characters; transductive if the run's flags ask for that."""
+        """The accuracy on test characters, transductive if the run has that flag."""
         return Accuracy(**self.results["test"])
 
     def curve(self, points: int = 10) -> Iterable[tuple[float, Accuracy]]:
-        """Validation accuracy while training: about `points` pairs of meta-iteration and mean accuracy."""
+        """Returns the validation accuracy during training: up to `points` pairs of meta-iteration and mean accuracy."""
         return plots.curve(self.history, points)
 
 
 def parser(doc: str, name: str) -> argparse.ArgumentParser:
-    """The flags that all experiments share."""
+    """Returns a parser for the flags that all experiments share."""
     made = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -82,12 +82,12 @@ def parser(doc: str, name: str) -> argparse.ArgumentParser:
 
 
 def main(doc: str, name: str, runs: dict[str, str], draw: Callable[[Figure, list[Run]], None]) -> int:
-    """Runs an experiment that consists of runs of run_omniglot.py only; returns its exit code.
+    """Runs an experiment that consists only of runs of run_omniglot.py; returns the exit code.
 
     Args:
       doc: the script's docstring, for --help.
-      name: of the experiment and its files.
-      runs: the flags of each run, by its name.
+      name: name of the experiment and its files.
+      runs: flags of each run, by name.
       draw: draws the finished runs.
     """
     arguments, extra = parser(doc, name).parse_known_args()
@@ -95,7 +95,7 @@ def main(doc: str, name: str, runs: dict[str, str], draw: Callable[[Figure, list
 
 
 def guarded(work: Callable[[], None]) -> int:
-    """Does the work, and turns a user's mistake into one line and an exit code."""
+    """Calls `work`, prints a user error as one line, and returns the exit code."""
     program = os.path.basename(sys.argv[0])
     show_progress()
     try:
@@ -125,7 +125,7 @@ def _main(arguments, extra, name, runs, draw) -> None:
 
 
 def chosen(runs: dict[str, str], only: Sequence[str] | None) -> dict[str, str]:
-    """The runs named, or all of them; raises FlagsError for a name that is none."""
+    """Returns the runs named in `only`, or all if it is None; raises FlagsError for an unknown name."""
     if only is None:
         return runs
     unknown = [name for name in only if name not in runs]
@@ -135,16 +135,17 @@ def chosen(runs: dict[str, str], only: Sequence[str] | None) -> dict[str, str]:
 
 
 def run_all(arguments: argparse.Namespace, runs: dict[str, str], extra: Sequence[str]) -> list[Run]:
-    """Runs run_omniglot.py for each of `runs`, so many at a time on a core each; finished ones are taken as they are.
+    """Runs run_omniglot.py for each of `runs`, several at a time on one core each. Finished runs are reused.
 
     Args:
-      arguments: `runs`, where each run has its folder and its output in NAME.log, and `jobs`, how many at a time.
-      runs: the flags of each run, by its name.
-      extra: flags of all runs, which win.
+      arguments: has `runs`, the folder that holds each run's folder NAME and its output NAME.log, and `jobs`, the
+        number of simultaneous runs.
+      runs: flags of each run, by name.
+      extra: flags for all runs, which override those in `runs`.
 
     Raises:
-      FlagsError: flags that run_omniglot.py refuses.
-      UserError: a run failed, or its folder holds a finished one with other settings.
+      FlagsError: run_omniglot.py rejects the flags.
+      UserError: a run failed, or its folder holds a finished run with other settings.
     """
     for own in runs.values():
         flags.parse([RUN_OMNIGLOT.name, *own.split(), *extra], "", PROBLEM)
@@ -159,7 +160,7 @@ def run_all(arguments: argparse.Namespace, runs: dict[str, str], extra: Sequence
     def settle() -> None:
         core = cores.get()
         if core is not None:
-            os.sched_setaffinity(0, {core})  # of this thread and the processes that it starts
+            os.sched_setaffinity(0, {core})  # applies to this thread and the processes that it starts
 
     finished = []
     with (
@@ -198,7 +199,7 @@ def _run(folder: pathlib.Path, name: str, own: Sequence[str]) -> Run:
 
 
 def curve_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Rows for a CSV: the learning curves on held-out characters, and the final accuracies."""
+    """Returns the rows of a CSV file: the learning curves on held-out characters, and the final accuracies."""
     rows = []
     for run in runs:
         validations = [("validation", at, accuracy) for at, accuracy in run.curve()]
@@ -208,7 +209,7 @@ def curve_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def percent(accuracy: Accuracy) -> dict[str, Any]:
-    """An accuracy as columns of a CSV."""
+    """Returns an accuracy as columns of a CSV file."""
     return {
         "accuracy_percent": f"{100 * accuracy.accuracy:.2f}",
         "ci95_percent": f"{100 * accuracy.ci95:.2f}",
@@ -217,12 +218,12 @@ def percent(accuracy: Accuracy) -> dict[str, Any]:
 
 
 def mean_squared_error(y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-    """The loss of the experiments with waves: floatx [sample, 1] each, to a scalar."""
+    """Returns the loss of the experiments with sine waves: maps two floatx [sample, 1] to a scalar."""
     return tf.reduce_mean((y - outputs) ** 2)
 
 
 def write_csv(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes rows with the same columns."""
+    """Writes rows with the same columns to a CSV file."""
     make(path.parent)
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
@@ -232,7 +233,7 @@ def write_csv(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:
-    """Writes a picture and says where it is."""
+    """Writes a figure and logs its path."""
     make(path.parent)
     plots.save(figure, path)
     log.info(f"{path} and {path.with_suffix('.csv').name} are written")
@@ -248,7 +249,7 @@ def draw_curves(axes: Any, run: Run, label: str = "", scale: float = 1.0, **styl
 
 
 def make(folder: pathlib.Path) -> None:
-    """Makes a folder, or says why not (UserError)."""
+    """Creates a folder; raises UserError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

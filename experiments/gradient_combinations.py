@@ -1,8 +1,8 @@
 """Which inner gradients make a good meta-gradient (paper, section 6.1 and figure 3)?
 
-With SGD inside, a step on minibatch j moves the weights by -lr · g_j. First-order MAML sums only the last of the k
-gradients, Reptile all of them. Here are ten combinations on Omniglot 5-shot 5-way, with minibatches that share no
-image.
+With SGD as the inner optimizer, a step on minibatch j moves the weights by -lr · g_j. First-order MAML uses only the
+last of the k gradients, Reptile the sum of all. This experiment compares ten combinations on Omniglot 5-shot 5-way,
+with minibatches that share no image.
 
   python experiments/gradient_combinations.py                         4,000 meta-iterations
   python experiments/gradient_combinations.py --meta-iters 40000 --runs checkpoints/combinations-40000 --out full
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from reptile_tf import plots
 
-# The commands behind the paper's figure, but for the length and the validation on held-out characters.
+# The commands for the paper's figure, except for the length and the validation on held-out characters.
 FLAGS = (
     "--classes 5 --shots 5 --sgd --inner-batch 25 --learning-rate 0.003 --meta-step-final 0 --meta-batch 1 "
     "--eval-batch 25 --eval-iters 5 --meta-iters 4000 --eval-interval 100 --eval-tasks 20 --eval-samples 1000"
@@ -30,7 +30,7 @@ def _flags(k: int, terms: str, meta_step: float) -> str:
 
 
 def combinations() -> dict[str, str]:
-    """The flags of each curve."""
+    """Returns the flags of each curve, by name."""
     runs = {"g1": _flags(1, "1", 0.25)}
     for k in (2, 3, 4):
         terms, plus = ",".join(map(str, range(1, k + 1))), "+".join(f"g{j}" for j in range(1, k + 1))
@@ -41,7 +41,7 @@ def combinations() -> dict[str, str]:
 
 
 def draw(figure: Figure, runs: list[common.Run]) -> None:
-    """Accuracy against meta-iterations, a panel for each kind of combination."""
+    """Draws accuracy against meta-iterations, with one panel per kind of combination."""
     panels = figure.subplots(1, 3, sharey=True)
     kinds = ("one gradient", "sum of the first k", "mean of the first k")
     for axes, kind in zip(panels, kinds, strict=True):
@@ -53,7 +53,7 @@ def draw(figure: Figure, runs: list[common.Run]) -> None:
     for run in runs:
         k = run.results["settings"]["inner_iters"]
         kind = 2 if run.name.startswith("1of") else 1 if "+" in run.name else 0
-        # g1 is the sum and the mean of the first one.
+        # g1 is drawn in every panel, since it is also the sum and the mean of the first gradient.
         for panel in range(3) if k == 1 else [kind]:
             label = run.name if panel == kind else "g1"
             common.draw_curves(

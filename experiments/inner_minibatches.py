@@ -1,10 +1,10 @@
-"""Where the minibatches of the inner loop come from (paper, section 6.2 and figure 4 on first-order MAML).
+"""Compares ways to choose the inner loop's minibatches (paper, section 6.2 and figure 4 on first-order MAML).
 
-In first-order MAML only the last minibatch counts. It is drawn from the same shots as the others ("shared tail"), or
-from shots set aside for it ("separate tail", --foml-tail). Minibatches are dealt out, so that they overlap only once
-the shots are used up (here after five steps, four with a separate tail), or drawn with replacement. This is the final
-accuracy of all four, and of Reptile, against the number of inner steps, on Omniglot 5-way 5-shot with ten training
-shots, minibatches of ten and Adam inside.
+In first-order MAML only the last minibatch counts. It comes from the same shots as the others ("shared tail"), or from
+shots set aside for it ("separate tail", --foml-tail). Minibatches are either dealt out, so that they overlap only after
+all shots have been used (here after five steps, or four with a separate tail), or drawn with replacement. The result is
+the final accuracy of all four variants, and of Reptile, against the number of inner steps, on Omniglot 5-way 5-shot
+with ten training shots, minibatches of ten and Adam as the inner optimizer.
 
   python experiments/inner_minibatches.py                         1,000 meta-iterations: 18 runs, half an hour
   python experiments/inner_minibatches.py --meta-iters 100000 --runs checkpoints/minibatches-100000 --out full
@@ -31,7 +31,7 @@ DEALING = {"dealt": ("dealt out", "", "o-"), "replacement": ("with replacement",
 
 
 def draw(figure: Figure, runs: list[common.Run]) -> None:
-    """Final accuracy against inner steps, a line for each way."""
+    """Draws the final accuracy against the number of inner steps, with one line per variant."""
     axes = figure.add_subplot(
         xlabel="inner steps, k", ylabel="accuracy on test characters (%)", xticks=STEPS, title="Omniglot 5-way 5-shot"
     )

@@ -1,16 +1,16 @@
-"""MAML and its first-order relatives beside Reptile: accuracy, time, memory, and how much the update varies.
+"""Compares MAML and its first-order variants with Reptile: accuracy, time, memory, and variance of the update.
 
-The same network, tasks, inner SGD, outer Adam and evaluation for all, on Omniglot 5-way 1-shot:
+All use the same network, tasks, inner SGD, outer Adam and evaluation, on Omniglot 5-way 1-shot:
 
-  maml        k steps, then the gradient of the loss on ten images set aside, taken through the steps (second
+  maml        k steps, then the gradient of the loss on ten images set aside, differentiated through the steps (second
               derivatives)
   fomaml      the same without second derivatives: the gradient at the adapted weights
   foml        the paper's first-order MAML without a query set: only the step on the last of k minibatches counts
   reptile     the steps on all k minibatches count
-  joint       joint training, which Reptile and foml are with k = 1
+  joint       joint training, to which Reptile and foml reduce for k = 1
 
-Each is trained for 400 meta-iterations. Then, with nothing else running, its time, memory and update are measured in a
-process of its own. The figure's wall time is the number of meta-iterations times the measured time of one.
+Each is trained for 400 meta-iterations. Afterwards, with nothing else running, its time, memory and update are measured
+in a separate process. The figure's wall time is the number of meta-iterations times the measured time of one.
 
   python experiments/maml.py
 """
@@ -46,13 +46,13 @@ ALGORITHMS = {
     "foml": (lambda k: f"--foml --inner-iters {k}", "FOML", plots.SKY, "^-."),
     "reptile": (lambda k: f"--inner-iters {k}", "Reptile", plots.BLUE, "D-"),
 }
-TASKS = 100  # to measure the variance over
+TASKS = 100  # number of tasks for measuring the variance
 TRAINED = common.HERE.parent / "pretrained" / "omniglot-5way"
 SHOWN = 5  # the k of the learning curves
 
 
 def all_runs() -> dict[str, str]:
-    """The flags of each run; with k = 1 FOML and Reptile are joint training, and stand in the table once."""
+    """Returns the flags of each run. For k = 1, FOML and Reptile are both joint training, which runs only once."""
     runs = {"joint-1": f"{FLAGS} --inner-iters 1"}
     for k in STEPS:
         runs |= {
@@ -64,17 +64,17 @@ def all_runs() -> dict[str, str]:
 
 
 def measure(own: list[str], seconds: float) -> dict[str, float]:
-    """Time, memory and variance of the meta-iterations of one setting, in this process.
+    """Measures the time, memory and variance of one setting's meta-iterations, in this process.
 
     Args:
       own: flags of run_omniglot.py.
-      seconds: how long to time.
+      seconds: how long to time meta-iterations.
 
     Returns:
-      "seconds" of a meta-iteration, the median, drawing its tasks included; "memory_mib", by how much resident memory
-      rose at most from before the first one, building the program included; "variance_untrained" and
-      "variance_trained", the variance of the meta-gradient over TASKS tasks in units of their mean's square, at random
-      and at trained weights. It is about TASKS where the mean of so many is nothing but what is left of the noise.
+      "seconds": median time of a meta-iteration, including that for drawing its tasks.
+      "memory_mib": peak increase of resident memory since before the first meta-iteration, including compilation.
+      "variance_untrained" and "variance_trained": variance of the meta-gradient over TASKS tasks, divided by the
+        squared norm of their mean, at random and at trained weights. It is about TASKS if the mean is only noise.
     """
     import keras
 
@@ -106,7 +106,7 @@ def measure(own: list[str], seconds: float) -> dict[str, float]:
     learner.restore(untrained)
     found["variance_untrained"] = _relative_variance(np.concatenate([learner.meta_gradients(b) for b in batches]))
     trained = rt.load(TRAINED)
-    if trained.phi.shape != learner.phi.shape:  # a smaller network, to try the script
+    if trained.phi.shape != learner.phi.shape:  # a smaller network, to try out the script
         return found | {"variance_trained": float("nan")}
     learner.phi.assign(trained.phi)
     found["variance_trained"] = _relative_variance(np.concatenate([learner.meta_gradients(b) for b in batches]))
@@ -114,7 +114,7 @@ def measure(own: list[str], seconds: float) -> dict[str, float]:
 
 
 def _resident(what: str) -> float:
-    """Memory of this process in KiB, now (VmRSS) or at most since `_forget_peak` (VmHWM)."""
+    """Returns this process's memory in KiB: now (VmRSS), or its peak since `_forget_peak` (VmHWM)."""
     with _only_on_linux():
         return float(pathlib.Path("/proc/self/status").read_text().split(f"{what}:")[1].split()[0])
 
@@ -133,13 +133,13 @@ def _only_on_linux() -> Iterator[None]:
 
 
 def _relative_variance(gradients: np.ndarray) -> float:
-    """The variance of gradients, [task, weight], summed over weights, in units of ‖their mean‖²."""
+    """Returns the variance of gradients, [task, weight], summed over the weights and divided by ‖their mean‖²."""
     gradients = gradients.astype(np.float64)
     return float(gradients.var(0, ddof=1).sum() / (gradients.mean(0) ** 2).sum())
 
 
 def _measured(folder: pathlib.Path, name: str, own: list[str], seconds: float) -> dict[str, float]:
-    """`measure` in a process of its own; kept in the folder, so that an interrupted experiment goes on."""
+    """Runs `measure` in a separate process, and stores the result, so that an interrupted experiment can resume."""
     path, flags_ = folder / f"{name}.measured.json", [*own, "--seconds", str(seconds)]
     kept = json.loads(path.read_text()) if path.exists() else {}
     if kept.get("flags") != flags_:
@@ -153,7 +153,7 @@ def _measured(folder: pathlib.Path, name: str, own: list[str], seconds: float) -
 
 
 def run(arguments: argparse.Namespace, extra: list[str]) -> None:
-    """Trains and measures all, writes CSVs and picture."""
+    """Trains and measures all settings, and writes the CSV files and the figure."""
     runs = common.chosen(all_runs(), arguments.only)
     finished = common.run_all(arguments, runs, extra)
     rows = []
@@ -174,7 +174,7 @@ def run(arguments: argparse.Namespace, extra: list[str]) -> None:
 
 
 def draw(figure: Figure, runs: list[common.Run], rows: list[dict[str, Any]]) -> None:
-    """Curves for one k above, and what depends on k below."""
+    """Draws the learning curves for one k, the variance, and the final accuracy, time and memory against k."""
     (by_iterations, by_time, variance), (accuracy, seconds, memory) = figure.subplots(2, 3)
     of = {f"{row['algorithm']}-{row['k']}": row for row in rows}
     curves = {f"{name}-{SHOWN}": (label, color, style[1:]) for name, (_, label, color, style) in ALGORITHMS.items()}
@@ -185,7 +185,7 @@ def draw(figure: Figure, runs: list[common.Run], rows: list[dict[str, Any]]) -> 
             for axes, scale in ((by_iterations, 1.0), (by_time, float(of[run.name]["seconds"]))):
                 common.draw_curves(axes, run, label, scale=scale, color=color, linestyle=style)
     if "joint-1" in of:
-        of["reptile-1"] = of["foml-1"] = of["joint-1"]  # which is where these two begin
+        of["reptile-1"] = of["foml-1"] = of["joint-1"]  # for k = 1 all three are the same
     for name, (_, label, color, style) in ALGORITHMS.items():
         line = {k: row for k in STEPS if (row := of.get(f"{name}-{k}"))}
         for axes, column in (

@@ -1,8 +1,8 @@
-"""The outer optimizer: the paper's interpolation, or Adam (the blog post's alternative).
+"""Compares outer optimizers: the paper's interpolation, and Adam (the blog post's alternative).
 
-Plain interpolation, phi ← phi + eps · mean(W - phi), is a step of SGD on the meta-gradient phi - W. Both have the
-same budget of meta-iterations and tasks on Omniglot 5-way 1-shot. The step size is annealed to 0, from 1 for
-interpolation (as in the paper), and from 0.001 and 0.003 for Adam.
+Plain interpolation, phi ← phi + eps · mean(W - phi), is a step of SGD on the meta-gradient phi - W. Both get the same
+number of meta-iterations and tasks on Omniglot 5-way 1-shot. The step size is annealed to 0, from 1 for interpolation
+(as in the paper), and from 0.001 and 0.003 for Adam.
 
   python experiments/outer_optimizer.py
 """
@@ -28,7 +28,7 @@ STYLES = {
 
 
 def draw(figure: Figure, runs: list[common.Run]) -> None:
-    """Held-out accuracy against meta-iterations."""
+    """Draws the held-out accuracy against meta-iterations."""
     axes = figure.add_subplot(
         xlabel="meta-iteration",
         ylabel="accuracy on held-out characters (%)",

@@ -1,15 +1,16 @@
-"""Sine regression, the blog post's minimal example: learn to fit a wave from ten points.
+"""Sine regression, the blog post's minimal example: learn to fit a sine wave from ten points.
 
-A task is a wave y = A · sin(x + phase), A in [0.1, 5], phase in [0, 2π), on 50 points of [-5, 5]; the network is a
-1-64-64-1 tanh perceptron. The inner loop is one pass over the 50 points in minibatches of ten, by SGD on the mean
-squared error; 30,000 meta-iterations, step size 0.1 → 0. A test fits ten fixed points of a new wave in 32 steps.
+A task is a wave y = A · sin(x + phase), with A in [0.1, 5] and phase in [0, 2π), on 50 points of [-5, 5]. The network
+is a 1-64-64-1 tanh perceptron. The inner loop makes one pass over the 50 points in minibatches of ten, with SGD on the
+mean squared error. Training takes 30,000 meta-iterations, with step size 0.1 → 0. A test fits ten fixed points of a new
+wave in 32 steps.
 
   python experiments/sine.py              trains, tests on 1,000 new waves, draws the figure; about a minute and a half
   python experiments/sine.py --watch      redraws the figure every 1,000 meta-iterations
 
-Neither tasks nor loss are the library's own: `reptile_tf.meta_train` takes any sampler of tasks and any loss.
-For comparison the same network is trained jointly (k = 1: one step on each task, which learns the mean of all waves),
-and left untrained.
+The tasks and the loss are defined here: `reptile_tf.meta_train` accepts any sampler of tasks and any loss. For
+comparison, the same network is also trained jointly (k = 1: one step per task, which learns the mean of all waves), and
+left untrained.
 """
 
 import argparse
@@ -37,7 +38,7 @@ SIDE_BY_SIDE = 8
 
 
 def make_model(seed: int) -> keras.Model:
-    """The network, untrained; the same weights for the same seed."""
+    """Builds the untrained network, with the same weights for the same seed."""
     keras.utils.set_random_seed(seed)
     model = keras.Sequential([keras.layers.Input((1,))])
     for _ in range(2):
@@ -47,12 +48,12 @@ def make_model(seed: int) -> keras.Model:
 
 
 def wave(rng: np.random.Generator) -> np.ndarray:
-    """A random wave on the grid, float32 [50, 1]."""
+    """Draws a random wave on the grid, float32 [50, 1]."""
     return rng.uniform(0.1, 5) * np.sin(X + rng.uniform(0, 2 * math.pi)).astype(np.float32)
 
 
 def training_tasks(seed: int, steps: int, *, iteration: int, first: int, count: int) -> tasks.Tasks:
-    """Tasks of one meta-iteration, as `meta_train` asks for them; `steps` minibatches of one pass over the points."""
+    """Draws tasks of a meta-iteration for `meta_train`, each with `steps` minibatches of one pass over the points."""
     waves, minibatches = [], []
     for task in range(first, first + count):
         rng = tasks.generator(seed, tasks.TRAINING, iteration, task)
@@ -65,9 +66,9 @@ class Test:
     """Fits new waves from ten fixed points and compares the fit with the whole wave.
 
     Args:
-      learner: read at every call, never changed.
-      seed: of points and waves.
-      count: how many waves.
+      learner: the learner to test. Every call uses its current state and leaves it unchanged.
+      seed: random seed of the points and the waves.
+      count: number of waves.
     """
 
     def __init__(self, learner: rt.MetaLearner, seed: int, count: int):
@@ -87,21 +88,21 @@ class Test:
         return tf.stack(outputs, axis=1)
 
     def fits(self, count: int | None = None) -> np.ndarray:
-        """What the network says after each of STEPS: float32 [wave, len(STEPS), 50, 1]."""
+        """Returns the network's outputs after each number of steps in STEPS: float32 [wave, len(STEPS), 50, 1]."""
         fits = []
         for first in range(0, count or len(self.waves), SIDE_BY_SIDE):
-            y = np.take(self.waves, range(first, first + SIDE_BY_SIDE), axis=0, mode="clip")  # the last ones filled up
+            y = np.take(self.waves, range(first, first + SIDE_BY_SIDE), axis=0, mode="clip")  # pads the last batch
             minibatches = np.broadcast_to(self.points.astype(np.int32), (SIDE_BY_SIDE, STEPS[-1], BATCH))
             fits.append(self._compiled(tasks.Tasks(np.broadcast_to(X, y.shape), y, minibatches)).numpy())
         return np.concatenate(fits)[: count or len(self.waves)]
 
     def errors(self) -> np.ndarray:
-        """The mean squared error on the whole grid: [wave, len(STEPS)]."""
+        """Returns the mean squared error on the whole grid: [wave, len(STEPS)]."""
         return ((self.fits() - self.waves[:, np.newaxis]) ** 2).mean((2, 3))
 
 
 def train(arguments: argparse.Namespace, steps: int, redraw: Callback | None) -> tuple[rt.MetaLearner, float]:
-    """Meta-trains with `steps` inner steps, on from the run's folder if it has begun; returns the seconds as well."""
+    """Meta-trains with `steps` inner steps, or resumes the run; returns the learner and the seconds of training."""
     settings = rt.Settings(
         seed=arguments.seed,
         inner_optimizer="sgd",
@@ -126,13 +127,13 @@ def train(arguments: argparse.Namespace, steps: int, redraw: Callback | None) ->
 
 
 def untrained(arguments: argparse.Namespace) -> tuple[rt.MetaLearner, float]:
-    """The learner that training starts from."""
+    """Returns an untrained learner, and 0 seconds."""
     inner, outer = keras.optimizers.SGD(INNER_RATE), keras.optimizers.SGD()
     return rt.MetaLearner(make_model(arguments.seed), inner, outer, loss=common.mean_squared_error), 0.0
 
 
 def draw(path: pathlib.Path, tests: dict[str, Test], errors: dict[str, np.ndarray]) -> None:
-    """One new wave on the way for each network, and the error of all against the steps."""
+    """Draws how each network fits one new wave, and the errors of all networks against the number of steps."""
     figure = Figure(figsize=(4 * (len(tests) + bool(errors)), 4), layout="constrained")
     panels = figure.subplots(1, len(tests) + bool(errors), squeeze=False)[0]
     shades = [plots.GREY, *("#A6CEE3", plots.SKY, "#2F8FC4", plots.BLUE)]
@@ -158,7 +159,7 @@ def draw(path: pathlib.Path, tests: dict[str, Test], errors: dict[str, np.ndarra
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Trains, tests, writes CSV and picture."""
+    """Trains and tests all networks, and writes the CSV file and the figure."""
     common.make(arguments.out)
     csv, picture = (arguments.out / f"sine.{suffix}" for suffix in ("csv", "png"))
     tests, errors, rows = {}, {}, []
@@ -187,7 +188,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """Reads the command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

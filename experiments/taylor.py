@@ -1,17 +1,17 @@
-"""The paper's Taylor analysis in numbers (section 5.1): what each algorithm's expected meta-gradient consists of.
+"""Checks the paper's Taylor analysis (section 5.1) numerically: the terms of each algorithm's expected meta-gradient.
 
-The inner optimizer is SGD with learning rate a. With minibatches i.i.d. within a task, whose gradients are averaged,
-and up to O(a²):
+The inner optimizer is SGD with learning rate a. For minibatches that are i.i.d. within a task, the expectations over
+tasks and minibatches are, up to O(a²):
 
   MAML              AvgGrad - 2(k-1)a · AvgGradInner
   first-order MAML  AvgGrad - (k-1)a · AvgGradInner
   Reptile / a       k · AvgGrad - ½k(k-1)a · AvgGradInner
 
-AvgGrad = E[g'_1] points to the minimum of the expected loss over tasks; AvgGradInner = E[H'_2 g'_1] increases the
-inner product between gradients of different minibatches of a task. Here a task is a sine wave with two minibatches, and
-the network is a small tanh perceptron in float64. All 2^k sequences of minibatches are computed, so the expectations
-are exact over the drawn tasks. The package's own meta-gradients are fitted by the two terms (least squares); as a tends
-to 0, the coefficient of AvgGradInner, divided by a, tends to the one in the formulas.
+A step along -AvgGrad = -E[g'_1] decreases the expected loss over tasks. A step along AvgGradInner = E[H'_2 g'_1]
+increases the inner product between the gradients of different minibatches of a task. Here a task is a sine wave with
+two minibatches, and the network is a small tanh perceptron in float64. All 2^k sequences of minibatches are computed,
+so the expectations are exact over the drawn tasks. The package's own meta-gradients are fitted by the two terms (least
+squares). As a tends to 0, the coefficient of AvgGradInner divided by a tends to the one in the formulas.
 
   python experiments/taylor.py        takes less than two minutes
 """
@@ -34,13 +34,19 @@ from reptile_tf import plots, tasks
 from reptile_tf.meta_gradients import MetaGradient
 from reptile_tf.progress import Progress, log
 
-MINIBATCHES, SAMPLES = 2, 5  # of a task, and in each
+MINIBATCHES, SAMPLES = 2, 5  # minibatches per task, and samples per minibatch
 RATES = tuple(2.0**-i for i in range(4, 13))
 STEPS = (2, 3, 5)
 
 
 class Theory(NamedTuple):
-    """An algorithm, whether it takes the last minibatch apart, and its coefficients of AvgGrad and a · AvgGradInner."""
+    """The paper's result for an algorithm.
+
+    Attributes:
+      meta_gradient: the algorithm's meta-gradient.
+      apart: whether it takes the last minibatch separately.
+      of_k: the coefficients of AvgGrad and a · AvgGradInner as a function of k.
+    """
 
     meta_gradient: MetaGradient
     apart: bool
@@ -55,7 +61,7 @@ THEORY = {
 
 
 class Fit(NamedTuple):
-    """The coefficients of AvgGrad and a · AvgGradInner, and ‖what they leave‖ / ‖meta-gradient‖."""
+    """The fitted coefficients of AvgGrad and a · AvgGradInner, and the relative residual norm."""
 
     avg_grad: float
     avg_grad_inner: float
@@ -63,14 +69,14 @@ class Fit(NamedTuple):
 
 
 def network(seed: int) -> keras.Model:
-    """A 1-8-1 tanh perceptron in float64, smooth enough for a Taylor series."""
+    """Builds a 1-8-1 tanh perceptron in float64, which is smooth enough for a Taylor series."""
     keras.utils.set_random_seed(seed)
     layers = [keras.layers.Dense(8, activation="tanh", dtype="float64"), keras.layers.Dense(1, dtype="float64")]
     return keras.Sequential([keras.layers.Input((1,), dtype="float64"), *layers])
 
 
 def draw_waves(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tasks: x and y, float64 [task, sample, 1] each; the first SAMPLES are the first minibatch, and so on."""
+    """Draws tasks: x and y, float64 [task, sample, 1] each. Each minibatch consists of SAMPLES successive samples."""
     rng = tasks.generator(seed, tasks.TRAINING, 0, 0)
     x = rng.uniform(-2, 2, [count, MINIBATCHES * SAMPLES, 1])
     amplitude, phase = rng.uniform(0.1, 2, [count, 1, 1]), rng.uniform(0, 2 * np.pi, [count, 1, 1])
@@ -78,9 +84,9 @@ def draw_waves(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def two_terms(model: keras.Model, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """AvgGrad and AvgGradInner by automatic differentiation of the model alone: float64 [weight, 2].
+    """Computes AvgGrad and AvgGradInner by automatic differentiation of the model alone: float64 [weight, 2].
 
-    Minibatches are i.i.d. of equal size, so that E[H'_2 g'_1] of a task is H g with the task's mean loss.
+    Since the minibatches are i.i.d. and of equal size, E[H'_2 g'_1] of a task is H g for the task's mean loss.
     """
     variables = model.trainable_variables
     total = 0.0
@@ -97,10 +103,10 @@ def two_terms(model: keras.Model, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 class ExpectedMetaGradient:
-    """The mean meta-gradient over tasks and all sequences of k minibatches, as a function of the rate, divided by it.
+    """The mean meta-gradient over tasks and all sequences of k minibatches, as a function of the learning rate a.
 
-    SGD of rate 1 on the loss times a is SGD of rate a on the loss, and needs no new program for every a; it makes
-    MAML's meta-gradient, too, a times what it is.
+    SGD with learning rate 1 on a times the loss equals SGD with rate a on the loss, without compiling again for every
+    a. It multiplies all meta-gradients by a, MAML's included, so the result is divided by a.
     """
 
     def __init__(self, theory: Theory, seed: int, k: int, x: np.ndarray, y: np.ndarray):
@@ -120,13 +126,13 @@ class ExpectedMetaGradient:
         )
 
     def __call__(self, rate: float) -> np.ndarray:
-        """Float64 [weight]."""
+        """Returns the mean meta-gradient divided by the rate: float64 [weight]."""
         self._rate.assign(rate)
         return self._learner.meta_gradients(self._tasks).mean(0) / rate
 
 
 def fit(meta_gradient: np.ndarray, terms: np.ndarray, rate: float) -> Fit:
-    """Least squares of a meta-gradient, [weight], on the two terms, [weight, 2]."""
+    """Fits a meta-gradient, [weight], by the two terms, [weight, 2], with least squares."""
     terms = terms * [1, rate]
     coefficients, *_ = np.linalg.lstsq(terms, meta_gradient)
     left = np.linalg.norm(meta_gradient - terms @ coefficients) / np.linalg.norm(meta_gradient)
@@ -134,7 +140,7 @@ def fit(meta_gradient: np.ndarray, terms: np.ndarray, rate: float) -> Fit:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Fits, writes CSV and picture."""
+    """Fits all meta-gradients, and writes the CSV file and the figure."""
     x, y = draw_waves(arguments.seed, arguments.tasks)
     terms = two_terms(network(arguments.seed), x, y)
     rows = []
@@ -161,7 +167,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def draw(figure: Figure, rows: list[dict]) -> None:
-    """The fitted coefficients of AvgGradInner against the rate, and how far they are from the theory's."""
+    """Draws the fitted coefficients of AvgGradInner against the rate, and their difference from the theory."""
     panels = figure.subplots(1, 2)
     colors = dict(zip(THEORY, (plots.BLUE, plots.ORANGE, plots.GREEN), strict=True))
     styles = dict(zip(STEPS, ("o-", "s--", "^:"), strict=False))
@@ -185,7 +191,7 @@ def draw(figure: Figure, rows: list[dict]) -> None:
 
 
 def main() -> int:
-    """Reads the command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
