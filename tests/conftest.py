@@ -1,11 +1,11 @@
-"""Small things that several test files share."""
+"""Fixtures and helpers that several test files share."""
 
 import os
 import pathlib
 import shutil
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.pop("COVERAGE_PROCESS_START", None)  # lines are counted here, not in what tests start
+    os.environ.pop("COVERAGE_PROCESS_START", None)  # measures coverage here, not in processes that tests start
 
 from reptile_tf import backend
 
@@ -31,7 +31,7 @@ in_node = pytest.mark.skipif(
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Shows what tests have counted (`record_property`), also those that ran in other processes."""
+    """Shows what the tests have recorded with `record_property`, including those that ran in other processes."""
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):
             for _, value in report.user_properties:
@@ -40,9 +40,9 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture
 def float64():
-    """Keras in float64, so that two ways to compute the same can be told from two that are not."""
+    """Sets Keras to float64, so that rounding errors cannot be confused with real differences."""
     keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")  # Keras derives it from floatx once only
+    keras.config.set_dtype_policy("float64")  # Keras derives the policy from floatx only once
     yield
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
@@ -56,7 +56,7 @@ def glyphs():
 
 @pytest.fixture(scope="session")
 def small_model():
-    """A function from ways to a two-block network of the paper's kind, the same weights every time."""
+    """A function that maps ways to a small network like the paper's, of two blocks, always with the same weights."""
 
     def make(way=3):
         keras.utils.set_random_seed(1)
@@ -74,39 +74,39 @@ def small_model():
 
 @pytest.fixture
 def mirror(tmp_path):
-    """A folder with made-up archives of Omniglot."""
+    """A folder with synthetic Omniglot archives."""
     return make_mirror(tmp_path / "mirror")
 
 
 @pytest.fixture
 def source(tmp_path):
-    """A made-up ImageNet."""
+    """A synthetic ImageNet."""
     return ImageNet(tmp_path / "imagenet")
 
 
 @pytest.fixture
 def root(tmp_path):
-    """Where to fetch to."""
+    """The folder to fetch data sets into."""
     return tmp_path / "data"
 
 
 @pytest.fixture
 def direct(monkeypatch):
-    """A server on the loopback interface is asked without a proxy."""
+    """Makes requests to the loopback interface bypass any proxy."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
 @pytest.fixture(autouse=True)
 def shown():
-    """What the library logs goes to standard output, as in the commands."""
+    """Sends the library's log to standard output, as the commands do."""
     progress.show_progress()
 
 
 @pytest.fixture
 def main(monkeypatch, capsys, tmp_path):
-    """Runs the script's main function in an empty folder: (exit code, the error line)."""
+    """A function that runs the script's main function in an empty folder; returns the exit code and the error line."""
     monkeypatch.setattr(device, "configure", lambda *_: device.Placement(False, {}, "device: as the tests have it"))
-    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", device.onednn())  # by which this process has imported TensorFlow
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", device.onednn())  # as when this process imported TensorFlow
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments):
@@ -118,9 +118,9 @@ def main(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture
 def rehearsed(monkeypatch):
-    """Steps that do nothing, and adaptations that answer rightly one by one and wrongly together.
+    """Replaces steps by no-ops, and adaptations by results that are correct one by one and wrong transductively.
 
-    Two lists, of what they are given: (tasks, meta-step) of each step, and the tasks of each round of adaptations.
+    Returns two lists of the calls' arguments: (tasks, meta-step) of each step, and the tasks of each adaptation.
     """
     steps, adaptations = [], []
 
@@ -140,18 +140,18 @@ def rehearsed(monkeypatch):
 
 @pytest.fixture
 def one_by_one(monkeypatch):
-    """Training compiles one meta-iteration a call, so that a test can count them."""
+    """Makes training compile one meta-iteration per call, so that a test can count them."""
     monkeypatch.setattr(feed, "MOST", 1)
 
 
 @pytest.fixture
 def eagerly():
-    """Runs tf.functions op by op."""
+    """Runs tf.functions eagerly."""
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
 
 
 def relative(ours, expected, before):
-    """‖ours - expected‖ / ‖expected - before‖: how far off a step is, in steps."""
+    """Returns the relative error of a step: ‖ours - expected‖ / ‖expected - before‖."""
     return np.linalg.norm(ours - expected) / np.linalg.norm(expected - before)

@@ -1,4 +1,4 @@
-"""A made-up ImageNet in the form of the real one: a tar of tars, the same unpacked, and lists of byte ranges."""
+"""Makes a synthetic ImageNet in the real one's format: a tar of tars, the same unpacked, and lists of byte ranges."""
 
 import io
 import os
@@ -27,11 +27,11 @@ def encoded(number: int, kind: str = "JPEG") -> bytes:
 
 
 class ImageNet:
-    """A tar of one tar for each class in `folder`, the same unpacked, and lists that leave some images out.
+    """A tar of one tar per class in `folder`, the same unpacked, and lists that omit some images.
 
     Attributes:
-      images: what the lists name, as {path below miniimagenet: content}.
-      ranges: {path: (first byte, the one behind the last)} in the tar.
+      images: the listed images, as {path below miniimagenet: content}.
+      ranges: {path: (offset of the first byte, exclusive end)} in the tar.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -59,7 +59,7 @@ class ImageNet:
         self.pack()
 
     def pack(self, *extra: tuple[str | zipfile.ZipInfo, bytes], packing: int = zipfile.ZIP_DEFLATED) -> None:
-        """Writes the zip of the lists anew, and `extra` entries behind them."""
+        """Writes the zip of the lists again, followed by `extra` entries."""
         lists = {
             f"{label}.csv": "".join(
                 f"{path.split('/')[2]},{first}-{last}\n"
@@ -89,7 +89,7 @@ class ImageNet:
         imagenet.fetch_miniimagenet(self.environment(variable), root, 10, self.digest)
 
     def interrupted(self, root: pathlib.Path, variable: str, moment: str, call: int, how: signal.Signals):
-        """Runs the plain script, which sends itself a signal at the given call of os.replace or os.rename."""
+        """Runs the script so that it sends itself a signal at the given call of os.replace or os.rename."""
         driver = f"""
 import os, signal, sys, threading, time
 sys.path.insert(0, {str(SCRIPT.parent)!r})

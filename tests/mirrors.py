@@ -1,4 +1,4 @@
-"""Made-up archives in the layout of Omniglot's, and a local server for them."""
+"""Makes synthetic archives in Omniglot's layout, and serves them locally."""
 
 import contextlib
 import hashlib
@@ -15,7 +15,7 @@ import waiting
 from reptile_tf.fetch import archive
 
 SCRIPT = pathlib.Path(__file__).parents[1] / "fetch_data.sh"
-# Contents that do not compress, so that an archive can break off in the middle of one.
+# Contents that do not compress, so that a download can break off in the middle of one.
 FILES = {
     part: {f"{part}/Latin/character01/{i:04d}_01.png": hashlib.sha256(bytes([i])).digest() * 300 for i in range(9)}
     for part in ("images_background", "images_evaluation")
@@ -23,7 +23,7 @@ FILES = {
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """fetch_data.sh with these arguments and settings."""
+    """Runs fetch_data.sh with these arguments and environment variables."""
     environment = {**os.environ, "PYTHON": sys.executable, "no_proxy": "127.0.0.1", **environment}
     command = ["bash", SCRIPT, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=waiting.LIMIT)
@@ -45,7 +45,7 @@ EVERYTHING = FILES["images_background"] | FILES["images_evaluation"]
 
 
 def make_mirror(folder: pathlib.Path) -> pathlib.Path:
-    """Makes a folder with made-up archives, whose digests are PARTS."""
+    """Makes a folder with synthetic archives, whose digests are PARTS."""
     folder.mkdir()
     for part, files in FILES.items():
         with zipfile.ZipFile(folder / f"{part}.zip", "w") as file:
@@ -65,10 +65,10 @@ def serving(folder, break_after=None, ranges=True, page=None):
     """Serves `folder` on the loopback interface; yields its address and the list of the Range headers received.
 
     Args:
-      folder: what to serve.
-      break_after: the connection breaks after that many bytes, where no range is asked for.
-      ranges: whether ranges are granted.
-      page: answers everything with this instead.
+      folder: the folder to serve.
+      break_after: number of bytes after which a connection breaks, unless the request has a Range header.
+      ranges: whether the server supports ranges.
+      page: a page with which the server answers every request instead.
     """
     asked = []
 

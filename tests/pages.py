@@ -1,4 +1,4 @@
-"""README.md and docs/*.md, in parts."""
+"""Parses README.md and docs/*.md."""
 
 import pathlib
 import re
@@ -13,23 +13,23 @@ def text_of(page: str) -> str:
 
 
 def blocks(page: str, language: str) -> list[str]:
-    """The fenced blocks of a language."""
+    """Returns the fenced code blocks in a language."""
     return [body for found, body in _FENCE.findall(text_of(page)) if found == language]
 
 
 def prose(text: str) -> str:
-    """A page without what is code, a comment or an address; what programs print (`text`) is kept."""
+    """Returns a page without code, comments and addresses, but with the output of programs (`text` blocks)."""
     text = _FENCE.sub(lambda found: found[2] if found[1] == "text" else "", text)
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
     return re.sub(r"`[^`\n]*`|\]\([^)]*\)", " ", text)
 
 
 def rows(text: str) -> list[list[str]]:
-    """The rows of all tables, as cells."""
+    """Returns the rows of all tables, as cells."""
     lines = [line for line in text.splitlines() if line.startswith(("| ", "||"))]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
 def links(text: str) -> list[str]:
-    """The relative addresses that it links."""
+    """Returns the relative addresses of all links."""
     return [found for found in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in found]

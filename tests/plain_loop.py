@@ -1,4 +1,4 @@
-"""The plain Keras loop that the package's inner loop must equal, and models and optimizers drawn at random."""
+"""The plain Keras loop that the package's inner loop must match, and random models and optimizers."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ WAYS, SAMPLES = 3, 6
 
 
 def inner_steps(model, optimizer, x, y, minibatches, loss, weight_decay=1.0):
-    """Takes a step on each minibatch as Keras's own guides do; the gradients are returned, [step] lists."""
+    """Takes one step on each minibatch as in Keras's guides; returns the gradients, one list per step."""
     taken = []
     for samples in minibatches:
         for variable in model.trainable_variables if weight_decay != 1 else ():
@@ -36,12 +36,12 @@ def flat(arrays):
 
 
 class Draw:
-    """A model and an optimizer of random kinds, for tasks of three classes.
+    """A random model and a random optimizer, for tasks of three classes.
 
     Attributes:
-      model: built; the weights are random, biases and moving averages too.
-      make_optimizer: gives a new one of the same settings.
-      kinds: the names of the layers' classes.
+      model: a built model with random weights, including biases and moving averages.
+      make_optimizer: returns a new optimizer with the same settings.
+      kinds: class names of the layers.
       is_random: whether the model has random layers.
     """
 
@@ -64,7 +64,7 @@ class Draw:
         return value if self._rng.random() < chance else None
 
     def inputs(self):
-        """A pool of samples: [task, sample, ...]."""
+        """Draws a pool of samples: [task, sample, ...]."""
         size = (2, SAMPLES, *self.shape)
         return self._rng.integers(0, 5, size) if self._tokens else self._rng.normal(size=size)
 
@@ -81,7 +81,7 @@ class Draw:
             x = self._flattened(self._one(self._of_features())(x))
         model = keras.Model(inputs, L.Dense(WAYS, kernel_constraint=self._perhaps("max_norm", 0.1))(x))
         kind = self._rng.integers(4)
-        if kind == 0:  # a subclassed model around it
+        if kind == 0:  # wraps it in a subclassed model
             model = Subclassed(model)
             model(np.zeros((1, *self.shape)))
         elif kind == 1:
@@ -95,7 +95,7 @@ class Draw:
         return model
 
     def _block(self, x):
-        """One layer, or a way of putting several together."""
+        """Adds one layer, or several that are combined in some way."""
         menu = {4: self._of_images, 3: self._of_sequences, 2: self._of_features}[len(x.shape)]()
         kind = self._rng.integers(8)
         if kind == 0:  # a residual branch
@@ -217,7 +217,7 @@ class Draw:
         ]
 
     def _shake(self):
-        """Random biases, scales and moving averages; the constraints hold at first, too."""
+        """Randomizes biases, scales and moving averages, and applies the constraints to them."""
         for variable in self.model.variables:
             if "seed" in variable.path or variable.path.endswith("count"):
                 continue
@@ -252,7 +252,7 @@ class Draw:
             ]
         )
         options |= more
-        if self._tokens:  # the others are refused with an embedding
+        if self._tokens:  # other optimizers are rejected for models with an embedding
             kind, more = self._one([(keras.optimizers.SGD, {"momentum": 0.5}), (keras.optimizers.Lion, {})])
             options = {"learning_rate": rate, "weight_decay": self._perhaps(0.1)} | more
         excluded = self._one(["bias", "kernel"]) if options["weight_decay"] and self._rng.random() < 0.5 else None
@@ -268,7 +268,7 @@ class Draw:
 
 
 class Subclassed(keras.Model):
-    """A model whose layers only Python knows."""
+    """A subclassed model, whose structure Keras does not know."""
 
     def __init__(self, inside):
         super().__init__()

@@ -1,4 +1,4 @@
-"""`run_omniglot.py` in float64, so that rounding does not hide a task counted twice."""
+"""Runs run_omniglot.py in float64, so that rounding does not hide a task that is counted twice."""
 
 import os
 import sys

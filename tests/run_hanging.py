@@ -1,4 +1,4 @@
-"""`run_omniglot.py` of which worker 1 hangs at the third meta-iteration, and of which the others lose patience soon."""
+"""Runs run_omniglot.py so that worker 1 hangs at the third meta-iteration, and the others wait only briefly for it."""
 
 import os
 import sys

@@ -1,6 +1,7 @@
-"""Trains and evaluates in each mode, deterministic as a run is, and stops where the modes differ.
+"""Trains and evaluates in each mode, deterministically as in a run, and fails if the modes differ.
 
-Networks, algorithms and optimizers are in pairs. TensorFlow is made deterministic for a whole process, so this is one.
+All pairs of networks, algorithms and optimizers occur. This is a script of its own, because TensorFlow can be made
+deterministic only for a whole process.
 """
 
 import os
@@ -19,8 +20,8 @@ from reptile_tf.meta_gradients import foml, maml, partial_sum, reptile
 
 SGD, ADAM = keras.optimizers.SGD, keras.optimizers.Adam
 WAY, TASKS = 2, 2
-# Any two values of network, algorithm, inner optimizer, outer optimizer and sequential are together in a row; MAML's
-# inner steps are SGD. Each row runs in branches and stacked.
+# Any two values of network, algorithm, inner optimizer, outer optimizer and sequential occur together in some row.
+# MAML's inner optimizer is SGD. Each row runs in branches and stacked.
 ROWS = [
     ("omniglot", reptile, ADAM, SGD, False),
     ("miniimagenet", reptile, SGD, ADAM, True),
@@ -34,7 +35,7 @@ ROWS = [
 
 
 def small(network):
-    """A network of the kind of `reptile_tf.models`, of two blocks: XLA compiles it in a third of the time."""
+    """Builds a network like those of `reptile_tf.models`, but of two blocks: XLA compiles it in a third of the time."""
     pools, layers = network == "miniimagenet", keras.layers
     model = keras.Sequential([layers.Input((12, 12, 3) if pools else (9, 9, 1))])
     for _ in range(2):
@@ -54,7 +55,7 @@ def photographs(shape):
 
 
 def results(network, gradient, inner, outer, sequential, stacked):
-    """Phi after two meta-iterations in one call, and the logits of two tasks that Reptile adapts to."""
+    """Returns phi after two meta-iterations in one call, and the logits of two tasks that Reptile adapts to."""
     keras.utils.set_random_seed(0)
     model = small(network)
     classes = photographs(model.input_shape[1:])

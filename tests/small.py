@@ -1,6 +1,6 @@
-"""Stands in for `python` in the documentation's commands: the same command, at a small size and on one CPU.
+"""Stands in for `python` in the documentation's commands: runs the same command at a small size on one CPU.
 
-With CHECK_ONLY=1 it runs nothing: it only checks that there is such a command, and that its flags are right.
+With CHECK_ONLY=1 it runs nothing, and only checks that the command exists and accepts the flags.
 """
 
 import importlib.util
@@ -25,7 +25,7 @@ SMALL = {
 
 
 def small(command: list[str]) -> list[str]:
-    """The command with flags that make it small, which win over its own."""
+    """Returns the command with flags appended that make it small."""
     if command[:2] == ["-m", "reptile_tf.launch"]:
         command = [re.sub(r"^([3-9]|\d\d+)$", "2", word) for word in command[:4]] + command[4:]
     names = [word for word in command if word in SMALL]
@@ -34,7 +34,7 @@ def small(command: list[str]) -> list[str]:
 
 
 def check(command: list[str]) -> None:
-    """Raises if there is no such command, or it has no such flags."""
+    """Raises an error if the command does not exist or rejects the flags."""
     if command[0] in ("-", "-c"):
         compile(command[1] if command[0] == "-c" else sys.stdin.read(), "program", "exec")
     for at, word in enumerate(command):
@@ -61,5 +61,5 @@ if __name__ == "__main__":
         sys.path.insert(0, str(ROOT))
         check(sys.argv[1:])
     else:
-        os.environ.pop("TF_CONFIG", None)  # several hosts: this one alone does all
+        os.environ.pop("TF_CONFIG", None)  # for several hosts, but this process runs alone
         os.execv(sys.executable, [sys.executable, *small(sys.argv[1:])])

@@ -1,4 +1,4 @@
-"""What `adapt` gives: its own answers, and a Keras model with weights and statistics of its own."""
+"""Tests of adapted learners: their predictions, and the Keras models made from them."""
 
 import dataclasses
 import pathlib
@@ -22,7 +22,7 @@ Y = np.repeat(np.arange(5), 2)
 
 
 def network():
-    """A bias that counts once the norm has moving averages."""
+    """Builds a network whose bias matters once the batch norm uses moving averages."""
     layers = [L.Conv2D(6, 3, bias_initializer="random_normal"), L.BatchNormalization(), L.Dropout(0.2), L.ReLU()]
     return keras.Sequential([L.Input((8, 8, 2)), *layers, L.Flatten(), L.Dense(5)])
 
@@ -35,7 +35,7 @@ def subclassed():
 
 
 class Scaling(L.Layer):
-    """A layer whose configuration says less than there is to it."""
+    """A layer whose configuration is incomplete."""
 
     def __init__(self, factor=1.0):
         super().__init__()
@@ -62,7 +62,7 @@ def test_the_model_answers_as_the_support_set_did(make, tmp_path):
     assert (few.predict(X) == Y).mean() > 0.89
     shapes, expected = ([w.shape for w in one.get_weights()] for one in (own, model))
     assert shapes == expected if make is network else sorted(shapes) == sorted(expected)
-    if make is network:  # a model of random layers that Keras can rebuild
+    if make is network:  # a model with random layers that Keras can rebuild
         own.save(tmp_path / "own.keras")
         read = keras.saving.load_model(tmp_path / "own.keras")
         np.testing.assert_array_equal(read.predict(X, verbose=0), own.predict(X, verbose=0))
@@ -72,7 +72,7 @@ def test_the_model_answers_as_the_support_set_did(make, tmp_path):
 
 
 def test_a_loss_may_read_the_weights_of_the_task(float64):
-    """An L2 penalty in the loss is the same as one by a regularizer."""
+    """An L2 penalty in the loss equals that of a regularizer."""
 
     def weights_after(regularizer, loss):
         keras.utils.set_random_seed(0)
@@ -171,7 +171,7 @@ def test_any_number_of_classes_is_learned(count, shape):
 
 
 def test_with_fewer_classes_all_outputs_are_adapted():
-    """The loss counts those that are not in use."""
+    """The loss includes the outputs that are not in use."""
     one = learner()
     few, start = (one.adapt(X[:4], Y[:4], steps=steps, batch=4) for steps in (7, 0))
     biases = [one.network.unflatten(adapted.weights)[-1].numpy() for adapted in (few, start)]
@@ -180,7 +180,7 @@ def test_with_fewer_classes_all_outputs_are_adapted():
 
 
 def test_more_outputs_are_the_trained_ones_mirrored_at_their_mean_and_then_waves():
-    """As in the browser demo: forWays in demo/src/learner.js."""
+    """This matches the browser demo: forWays in demo/src/learner.js."""
     model = keras.Sequential([L.Input((2,)), L.Dense(3)])
     model.set_weights([np.array([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]]), np.array([0.0, 3.0, 6.0])])
     one = MetaLearner(model, keras.optimizers.Adam(0.01, beta_1=0.0), keras.optimizers.SGD())
@@ -226,17 +226,17 @@ def test_a_network_without_a_dense_end_takes_no_more_classes():
     one = learner(model)
     with pytest.raises(ValueError, match="only a network whose last layer is a trainable Dense layer"):
         one.adapt(X, Y)
-    few = one.adapt(X[:4], Y[:4], steps=3)  # fewer are fine
+    few = one.adapt(X[:4], Y[:4], steps=3)  # fewer classes are accepted
     assert few.model().output_shape == (None, 3)
     assert few.outputs(X).shape == (10, 2)
 
 
-# --- what a run's folder says ----------------------------------------------------------------------------------------
+# --- the record in a run's folder ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, glyphs, small_model):
-    """A short run of the library's: 11 steps on minibatches of 3 in evaluation."""
+    """A short run through the library, with 11 steps on minibatches of 3 in evaluation."""
     folder = RunFolder(tmp_path_factory.mktemp("adapted") / "run")
     settings = Settings(
         classes=3, shots=1, train_shots=4, inner_batch=6, inner_iters=3, meta_iters=5, eval_iters=11, eval_batch=2,
@@ -276,12 +276,12 @@ def test_pixels_of_another_range_are_refused(run, glyphs):
             load(run).adapt(wrong, [0, 1, 2])
     photographs = Origin(white=255)
     photographs.check(255 * glyphs.images)
-    photographs.check(glyphs.images)  # whole numbers may be a dark photograph
+    photographs.check(glyphs.images)  # integers may be a dark photograph
     with pytest.raises(ValueError, match="up to 255, which the learner itself scales: multiply them by 255"):
         photographs.check(glyphs.images.astype(np.float32))
     with pytest.raises(ValueError, match="pixels go from -1 to 1"):
         photographs.check(2.0 * glyphs.images - 1)
-    Origin().check(np.full(3, 1e9))  # not known
+    Origin().check(np.full(3, 1e9))  # the origin is unknown, so nothing is checked
 
 
 def test_inverted_drawings_are_noticed(run, glyphs, capsys):
@@ -298,7 +298,7 @@ def test_the_paper_is_the_commoner_value(glyphs):
     assert origin.pixels(dataclasses.replace(glyphs, images=255 * glyphs.images))["white"] == 255
 
 
-# --- the Keras model leaves for elsewhere ----------------------------------------------------------------------------
+# --- the Keras model is used elsewhere -------------------------------------------------------------------------------
 
 
 def test_the_model_serves_as_a_saved_model(tmp_path):

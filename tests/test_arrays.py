@@ -1,4 +1,4 @@
-"""Classes of arrays: by a function of others, kept in a store, and from data sets."""
+"""Tests of classes of arrays: results of a function, in memory or in a store, and data sets."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ import reptile_tf as rt
 
 
 def embed(images):
-    """Means and spreads, float32 [image, 2]."""
+    """Returns the mean and standard deviation of each image, float32 [image, 2]."""
     flat = images.reshape(len(images), -1).astype(np.float32)
     return np.stack([flat.mean(1), flat.std(1)], axis=1)
 
@@ -30,7 +30,7 @@ def test_a_store_is_used_until_samples_or_function_change(glyphs, tmp_path):
         return factor * embed(images)
 
     first = some.map(counted, batch=8, store=tmp_path / "embedded")
-    assert calls == [8] * 5  # the first batch is looked at before
+    assert calls == [8] * 5  # the first batch is computed once more, to check the store
     calls.clear()
     again = some.map(counted, batch=8, store=tmp_path / "embedded")
     assert calls == [8]
@@ -71,7 +71,7 @@ def test_any_labelled_images_of_tensorflow_datasets_are_classes():
     tfds = pytest.importorskip("tensorflow_datasets")
     with tfds.testing.mock_data(num_examples=40):
         classes = rt.data.arrays.from_tfds("cifar10", 16, 1)
-        assert 2 <= len(classes) <= 10  # names are not known without the download
+        assert 2 <= len(classes) <= 10  # the names are unknown without the download
         assert classes.images.shape[1:] == (16, 16, 1)
         assert classes.images.dtype == np.uint8
         assert classes.scale == 1 / 255

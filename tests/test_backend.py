@@ -1,4 +1,4 @@
-"""What must be right before anything is imported is said in one line."""
+"""Tests that problems with the backend are reported in one line before anything is imported."""
 
 import importlib.util
 import json
@@ -15,7 +15,7 @@ from reptile_tf.errors import UserError
 
 @pytest.fixture(autouse=True)
 def home(monkeypatch, tmp_path):
-    """Keras's own folder, empty."""
+    """Keras's configuration folder, empty."""
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.delenv("KERAS_BACKEND", raising=False)
     return tmp_path
@@ -26,7 +26,7 @@ def test_another_backend_is_refused_wherever_it_is_set(home, monkeypatch):
     (home / "keras.json").write_text(json.dumps({"backend": "torch"}))
     with pytest.raises(UserError, match="Keras is set to run on torch: set KERAS_BACKEND=tensorflow"):
         backend.check()
-    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")  # which wins
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")  # takes precedence over the file
     backend.check()
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     with pytest.raises(UserError, match="Keras is set to run on jax"):

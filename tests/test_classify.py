@@ -1,4 +1,4 @@
-"""Classifying images from a few examples: how files are prepared, the command, and what it saves."""
+"""Tests of classifying images from a few examples: preparing files, the command, and the files it saves."""
 
 import csv
 import io
@@ -35,7 +35,7 @@ def learner():
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """A folder with shapes/CLASS/1.jpg and new/CLASS-1.jpg of three shapes."""
+    """A folder with photographs of three shapes: shapes/CLASS/1.jpg and new/CLASS-1.jpg."""
     folder, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(1)
     (folder / "new").mkdir()
     for name in ("circle", "cross", "house"):
@@ -45,17 +45,17 @@ def photographs(tmp_path_factory):
     return folder
 
 
-# --- from a file to what the network takes ---------------------------------------------------------------------------
+# --- preparing files for the network ---------------------------------------------------------------------------------
 
 
 def like(white, shape=(28, 28, 1), paper=1):
-    """What `images` asks of a learner."""
+    """Makes a stand-in with the attributes of a learner that `images` uses."""
     facts = types.SimpleNamespace(input_shape=shape)
     return types.SimpleNamespace(network=types.SimpleNamespace(facts=facts), origin=Origin(white=white, paper=paper))
 
 
 def sheet(name="house"):
-    """A clean drawing, uint8, ink dark on paper."""
+    """Returns a clean drawing, uint8, with dark ink on light paper."""
     ink = hand_drawn.drawing(name, np.random.default_rng(3))
     return (230 - 190 * ink).astype(np.uint8)
 
@@ -82,7 +82,7 @@ def test_omniglots_files_are_what_the_network_was_trained_on():
 
 @pytest.mark.parametrize("name", ["arrow", "spiral", "star", "tree"])
 def test_light_noise_polarity_and_size_change_little(name):
-    """Of the shape's 784 pixels, against the clean drawing."""
+    """Few of the 784 pixels differ from the clean drawing."""
     clean, rng = sheet(name), np.random.default_rng(0)
     expected = drawings.prepared(clean, 28)
     assert 0.05 < (expected == 0).mean() < 0.35
@@ -133,7 +133,7 @@ def test_files_of_any_kind_are_read_upright_and_on_white(tmp_path):
     clean = Image.fromarray(sheet())
     expected = drawings.prepared(np.asarray(clean), 28)
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees when shown
+    exif[0x0112] = 6  # viewers rotate it by 90 degrees
     clean.rotate(90, expand=True).save(tmp_path / "turned.jpg", exif=exif, quality=95)
     Image.fromarray(sheet().astype(np.uint16) * 257).save(tmp_path / "deep.png")
     alpha = ImageOps.invert(clean).point(lambda value: max(0, value - 25))
@@ -186,7 +186,7 @@ def test_learners_that_files_cannot_be_prepared_for(learner_like, message, photo
 
 @pytest.fixture(scope="module")
 def classified(photographs, tmp_path_factory):
-    """The folder of what the command wrote, and what it printed."""
+    """The folder that the command wrote, and its output."""
     out = tmp_path_factory.mktemp("classified")
     outputs = [f"--{kind}={out / name}" for kind, name in (("json", "a.json"), ("csv", "a.csv"), ("save", "c.keras"))]
     run = [sys.executable, "-m", "reptile_tf.classify", f"--checkpoint={WEIGHTS}", "--support", "shapes"]
@@ -277,7 +277,7 @@ def test_bad_flags_exit_with_2(flag, capsys):
 
 
 def mistakes(folder):
-    """Arguments that cannot be, and what is said."""
+    """Invalid arguments, and the expected messages."""
     (folder / "one" / "only").mkdir(parents=True)
     (folder / "blank").mkdir()
     for path in (folder / "one" / "only" / "1.png", folder / "blank" / "white.png"):
@@ -324,7 +324,7 @@ def test_flags_may_have_underscores_and_options_matter(photographs, monkeypatch,
     assert classify._hyphenated(["--a_b=c_d", "x_y"]) == ["--a-b=c_d", "x_y"]
 
 
-# --- what it saves ---------------------------------------------------------------------------------------------------
+# --- saved files -----------------------------------------------------------------------------------------------------
 
 
 def test_the_saved_classifier_is_a_keras_model_that_says_its_labels(classified, photographs, learner):
@@ -349,7 +349,7 @@ def test_only_a_keras_file_is_written(learner, tmp_path):
 
 
 def opened(path, images):
-    """What the page makes of a saved model."""
+    """Opens a saved model with the code of the demo's page."""
     pixels = path.with_suffix(".bin")
     pixels.write_bytes(images.astype("<f4").tobytes())
     done = subprocess.run(
@@ -406,11 +406,11 @@ def test_a_model_that_the_browser_cannot_compute_is_saved_all_the_same(tmp_path,
     assert keras.saving.load_model(tmp_path / "c.keras").output_shape == (None, 3)
 
 
-# --- what is said of it ----------------------------------------------------------------------------------------------
+# --- the documentation -----------------------------------------------------------------------------------------------
 
 
 def test_the_figures_are_what_the_benchmark_wrote():
-    """Each row of the tables, from docs/results/classify.json."""
+    """Every row of the tables comes from docs/results/classify.json."""
     command = [sys.executable, "benchmarks/classify.py", "--rows"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

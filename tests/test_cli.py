@@ -1,4 +1,4 @@
-"""The run script as a user runs it, on the built-in glyphs."""
+"""Tests of the run script as a user runs it, on the built-in glyphs."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def newest(folder):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A finished run: its folder and what it printed."""
+    """The folder of a finished run, and its output."""
     folder = tmp_path_factory.mktemp("cli") / "run"
     done = run(folder)
     assert done.returncode == 0, done.stderr
@@ -168,12 +168,12 @@ def test_the_other_ways_to_train_run_too(tmp_path):
         assert "test accuracy: " in done.stdout
 
 
-# --- what is drawn and what is told, in this process -------------------------------------------------------------
+# --- figures and messages, in this process -----------------------------------------------------------------------
 
 
 @pytest.fixture
 def rehearse(main, rehearsed, glyphs, monkeypatch):
-    """Runs the script on few glyphs; it trains and adapts as `rehearsed` says."""
+    """Runs the script on a few glyphs, with the training and adaptation of `rehearsed`."""
     monkeypatch.setattr("reptile_tf.data.glyphs.load", lambda: glyphs)
     monkeypatch.setattr("reptile_tf.problems.omniglot.TRAINING_CHARACTERS", 30)
 
@@ -230,7 +230,7 @@ def test_the_results_name_the_way_that_was_asked_for_first(rehearse, flag, expec
         assert results["train"]["accuracy"] == results["test"]["accuracy"]
 
 
-# --- mistakes, in this process -----------------------------------------------------------------------------------
+# --- user errors, in this process --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_an_evaluation_may_have_other_ways_than_the_training(main, trained, tmp_
 
 @pytest.mark.slow
 def test_pretrained_tests_on_the_checkpoints_own_split(main, trained, tmp_path, monkeypatch):
-    """Not on one drawn anew, which would hold characters that the network was trained on."""
+    """A newly drawn split would contain characters that the network was trained on."""
     folder = tmp_path / "run"
     shutil.copytree(trained[0], folder)
     config = RunFolder(folder).config()

@@ -1,4 +1,4 @@
-"""Joining a cluster and losing its members: mistakes in TF_CONFIG, workers that hang or differ."""
+"""Tests of clusters: errors in TF_CONFIG, and workers that are lost, hang or have other settings."""
 
 import json
 import re
@@ -190,7 +190,7 @@ def test_the_lost_worker_is_read_off_tensorflows_errors(error, named):
 
 
 class Store:
-    """TensorFlow's key-value store and its abort, of which other workers have told nothing."""
+    """A stand-in for TensorFlow's key-value store and abort, in which no other worker has recorded anything."""
 
     def __init__(self):
         self.told, self.aborted = set(), None
@@ -231,7 +231,7 @@ def wait_for(path, process):
 
 @pytest.mark.slow
 def test_a_worker_lost_while_all_join_is_told_of(tmp_path):
-    """It answers, but TensorFlow would wait an hour for it to say more."""
+    """The lost worker has answered at its port, after which TensorFlow would wait an hour for it."""
     silent, address = listening()
     free, own = listening()
     free.close()
@@ -245,7 +245,7 @@ def test_a_worker_lost_while_all_join_is_told_of(tmp_path):
 
 @pytest.mark.slow
 def test_a_stopped_worker_is_named(tmp_path):
-    """Even the chief, which has TensorFlow's coordination service and the heartbeats of all."""
+    """This holds even for the chief, which hosts TensorFlow's coordination service and receives all heartbeats."""
     processes, addresses = cluster(2, f"--checkpoint={tmp_path}/run", "--meta-iters=1000000")
     wait_for(tmp_path / "run" / "checkpoint-0000005.npz", processes[0])
     processes[0].send_signal(signal.SIGSTOP)
@@ -276,7 +276,7 @@ def test_a_mistake_that_the_chief_alone_sees_ends_the_others(tmp_path):
 
 @pytest.mark.slow
 def test_a_worker_that_hangs_is_named(tmp_path):
-    """It lives, and its heartbeats go on."""
+    """The worker is alive and continues to send heartbeats."""
     processes, addresses = cluster(3, f"--checkpoint={tmp_path}/run", script="tests/run_hanging.py")
     for other in (processes[0], processes[2]):
         said = ended(other, LOST)
@@ -297,7 +297,7 @@ def test_workers_with_other_flags_are_refused(tmp_path):
 
 @pytest.mark.slow
 def test_divergence_stops_all_and_the_chief_explains(tmp_path):
-    """With a worker that has no task of its own."""
+    """One of the workers has no task of its own."""
     flags = ["--meta-batch=1", "--meta-optimizer=sgd", "--meta-step=1e30", "--meta-step-final=1e30"]
     processes, _ = cluster(2, *flags, f"--checkpoint={tmp_path}/run")
     chief, other = (ended(process, code=1) for process in processes)

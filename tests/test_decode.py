@@ -1,4 +1,4 @@
-"""Every kind of image file gives what a viewer shows; what is none is refused."""
+"""Tests that every kind of image file is decoded as viewers show it, and that other files are rejected."""
 
 import os
 import struct
@@ -20,14 +20,14 @@ DEEP = RNG.integers(0, 65536, (HEIGHT, WIDTH)).astype(np.uint16)
 
 
 def nearest(pixels, height, width):
-    """What `pixels` [height, width, …] are at another size, by the definition of nearest neighbour."""
+    """Resizes `pixels` [height, width, …] by the definition of nearest neighbour."""
     rows = (2 * np.arange(height) + 1) * pixels.shape[0] // (2 * height)
     columns = (2 * np.arange(width) + 1) * pixels.shape[1] // (2 * width)
     return pixels[rows[:, None], columns]
 
 
 def with_tag(path, tag, value):
-    """Changes a short tag of a little-endian TIFF file."""
+    """Changes the value of a 16-bit tag in a little-endian TIFF file."""
     data = bytearray(path.read_bytes())
     (begin,) = struct.unpack_from("<I", data, 4)
     (count,) = struct.unpack_from("<H", data, begin)
@@ -88,7 +88,7 @@ def test_exif_data_that_cannot_be_read_turn_nothing(tmp_path, harm):
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "big-endian.tif", "a.pgm"])
 def test_sixteen_bits_are_rounded_to_eight(tmp_path, name):
     pixels = DEEP.copy()
-    pixels[0, :4] = [0, 65535, 128, 129]  # 129 is above the middle of 0 and 257
+    pixels[0, :4] = [0, 65535, 128, 129]  # 129 is closer to 257 than to 0
     Image.fromarray(pixels.astype(">u2") if "big" in name else pixels).save(tmp_path / name)
     found = decode.read(tmp_path / name, (HEIGHT, WIDTH), 1)[..., 0]
     np.testing.assert_array_equal(found, np.rint(pixels / 257))
@@ -185,7 +185,7 @@ def test_previews_beside_a_photograph_are_not_worth_a_word(tmp_path):
 @given(st.data())
 @settings(max_examples=60, deadline=None)
 def test_any_size_mode_and_orientation_is_what_plain_pillow_gives(tmp_path_factory, data):
-    """Pillow's own functions, one after another, on the whole image."""
+    """The expected result applies Pillow's functions one after another to the whole image."""
     path = tmp_path_factory.getbasetemp() / "any.png"
     shape = data.draw(st.tuples(st.integers(1, 40), st.integers(1, 40)))
     mode = data.draw(st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA"]))
@@ -230,7 +230,7 @@ def test_what_is_no_image_is_named(tmp_path, harm, name):
 
 
 def test_no_format_that_starts_a_program_is_read(tmp_path, monkeypatch):
-    """Pillow hands EPS to Ghostscript."""
+    """Pillow would pass EPS files to Ghostscript."""
     harm = tmp_path / "harm"
     (tmp_path / "gs").write_text(f"#!{sys.executable}\nopen({str(harm)!r}, 'w')\n")
     (tmp_path / "gs").chmod(0o755)
@@ -249,7 +249,7 @@ def test_no_format_that_starts_a_program_is_read(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("size", ["16384 8193", "1000000 1000000"])
 def test_more_pixels_than_any_photograph_has_are_refused(tmp_path, size):
-    """A few bytes may claim any number of them; they are refused before any memory is taken."""
+    """A file of a few bytes may declare any size; it is rejected before memory is allocated."""
     (tmp_path / "a.ppm").write_text(f"P6 {size} 255\n")
     with pytest.raises(UserError, match=r"cannot read .*a.ppm as an image .*pixels"):
         decode.read(tmp_path / "a.ppm", 5)

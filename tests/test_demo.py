@@ -1,4 +1,4 @@
-"""The demo's own tests, in Node and Chromium; they need demo/node_modules (`npm ci` there) and CHROMIUM."""
+"""Runs the demo's own tests in Node and Chromium; needs demo/node_modules (`npm ci` there) and CHROMIUM."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def node(*arguments):
 @pytest.fixture(scope="module")
 def built():
     done = node("build.js")
-    assert done.returncode == 0, done.stderr  # also when the page is larger than it may be
+    assert done.returncode == 0, done.stderr  # also fails if the page exceeds its size limit
     return done.stdout
 
 
@@ -61,7 +61,7 @@ def test_twelve_classes_start_from_the_same_outputs_as_in_keras(tmp_path, monkey
     second_moments = next(v for v in reversed(wider.inner_state) if v.shape.rank)
     arrays = [wider.network.unflatten(flat) for flat in (wider.phi, second_moments)]
     ours = {"/".join(v.path.split("/")[-2:]): a for v, *a in zip(wider.network.trainable, *arrays, strict=True)}
-    theirs = json.loads(done.stdout)  # without the biases that batch norm takes away
+    theirs = json.loads(done.stdout)  # without the biases before batch norms
     assert len(theirs["logits/bias"][0]) == 12
     for name, pair in theirs.items():
         for one, other in zip(ours[name], pair, strict=True):

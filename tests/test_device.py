@@ -1,4 +1,4 @@
-"""Where and how the tasks run, as TensorFlow is told before its first work."""
+"""Tests of the choice of device, mode and threads, made before TensorFlow's first operation."""
 
 import pathlib
 import re
@@ -14,7 +14,7 @@ from reptile_tf.errors import UserError
 
 @pytest.fixture
 def told(monkeypatch):
-    """What TensorFlow is told, by name, instead of being told it; there are four cores and no GPU."""
+    """Records the settings of TensorFlow by name instead of making them; simulates four cores and no GPU."""
     said = {}
     for module, name in (
         (tf.config, "set_visible_devices"),
@@ -33,7 +33,7 @@ def told(monkeypatch):
 
 @pytest.fixture
 def gpus(told, monkeypatch):
-    """Two GPUs."""
+    """Simulates two GPUs."""
     monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["one", "two"])
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: {"device_name": f"Make {gpu}"})
 
@@ -131,7 +131,7 @@ def test_a_containers_quota_bounds_the_cores(monkeypatch, tmp_path, quota, expec
 
 @pytest.mark.slow
 def test_every_mode_gives_the_same_numbers_under_determinism():
-    """Networks, algorithms and optimizers in pairs; see the script."""
+    """The script covers all pairs of networks, algorithms and optimizers."""
     script = pathlib.Path(__file__).with_name("run_modes.py")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

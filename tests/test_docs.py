@@ -1,4 +1,4 @@
-"""README.md and docs/*.md: their commands and programs run, their links lead somewhere, nothing is said twice."""
+"""Tests of README.md and docs/*.md: commands and programs run, links are valid, and no text occurs twice."""
 
 import collections
 import dataclasses
@@ -16,7 +16,7 @@ from PIL import Image
 
 from reptile_tf.settings import Settings, flag
 
-# Every block of commands is run as it stands, small by `small.py`. What is not run, and why:
+# Every block of commands is run as it stands, made small by `small.py`, except for these, for the given reasons:
 STAND_INS = """
 set -euo pipefail
 python() { "$PYTHON" "$ROOT/tests/small.py" "$@"; }
@@ -25,7 +25,7 @@ pip() { [ "${PIP_CONSTRAINT:+there}" != there ] || [ -f "$ROOT/$PIP_CONSTRAINT" 
 bash() { [ -f "$ROOT/$1" ]; }  # fetch_data.sh: network, or ImageNet; tests/test_fetch*.py run it
 make() { command make --dry-run --directory "$ROOT" "$@" > out; }  # network, a GPU, Node.js: the target exists
 """
-# Blocks that are no commands or whole programs: page, and how they begin.
+# Blocks that are neither commands nor complete programs, as (page, beginning of the block).
 NOT_RUN = {
     ("training.md", "phi ← initial weights"): "pseudocode",
     ("models.md", "for x, y in minibatches:"): "the loop that tests/test_exact.py compares with",
@@ -40,7 +40,7 @@ NOT_RUN = {
 
 @pytest.fixture
 def place(request, tmp_path, glyphs):
-    """A folder like the repository's, with made-up images; the page's name is in `request.param`."""
+    """A folder like the repository, with synthetic images; `request.param` is the page's name."""
     for name in ("reptile_tf", "experiments", "benchmarks", "tests"):
         (tmp_path / name).symlink_to(ROOT / name)
     for script in ROOT.glob("run_*.py"):
@@ -60,7 +60,7 @@ def place(request, tmp_path, glyphs):
 
 
 def write_images(folder, sets, glyphs):
-    """PART/CLASS/IMAGE.png: all glyphs, dealt out to the sets, none to two of them."""
+    """Writes all glyphs as PART/CLASS/IMAGE.png, each to exactly one of the sets."""
     for index, name in enumerate(glyphs.names):
         of_class = folder / f"{sets[index % len(sets)]}{name}"
         of_class.mkdir(parents=True)
@@ -76,7 +76,7 @@ def in_bash(block, place, **more):
 
 
 def small(program):
-    """A Python program with little to do."""
+    """Returns a Python program with its amounts of work reduced."""
     return re.sub(r"(meta_iters=|eval_samples=|\brange\()\d{2,}", r"\g<1>4", program)
 
 

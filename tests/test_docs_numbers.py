@@ -1,4 +1,4 @@
-"""Every measured number in README.md and docs/*.md is one of a committed file that the page links, rounded."""
+"""Tests that every measured number in README.md and docs/*.md is a rounded one from a committed file the page links."""
 
 import csv
 import functools
@@ -18,7 +18,7 @@ from reptile_tf.settings import Settings
 
 RESULTS = ROOT / "docs" / "results"
 PROVENANCE = {"command", "commands"}, {"commit", "commits"}, {"machine"}
-# Numbers that nobody measured, by page: settings, limits, published specifications. One digit alone is free anywhere.
+# Numbers that are not measured, by page: settings, limits and published specifications. Single digits are always free.
 NOT_MEASURED = {
     "README.md": "2018 3.11 20 100,000 1,500",
     "results.md": "95 1.96 100,000 1,500 400 5,000 10,000 20 64 84 100 600 2.21 0.3 0.4",
@@ -43,7 +43,7 @@ COMMIT = re.compile(r"\b(?=\d*[a-f])(?=[a-f]*\d)[0-9a-f]{7,10}\b")
 
 
 def is_rounded(shown: str, value: float) -> bool:
-    """Whether the text is that number, rounded to as many digits."""
+    """Returns whether the text is the number, rounded to the same number of digits."""
     digits = len(shown.partition(".")[2])
     return abs(float(shown.replace(",", "")) - value) <= 0.5 * 10**-digits + 1e-9
 
@@ -53,12 +53,12 @@ def numbers(text: str) -> list[str]:
 
 
 def values(data) -> list[float]:
-    """All numbers in what json or csv gave, and in units that people read: per cent, minutes, gigabytes."""
+    """Returns all numbers in data from a JSON or CSV file, also converted to per cent, minutes and gigabytes."""
     if isinstance(data, dict):
         more = []
         for name, value in data.items():
             if name in ("accuracy", "ci95", "minus one by one", "minus one by one, ci95") and abs(value) <= 1:
-                more.append(100 * abs(value))  # a minus sign is no part of a number
+                more.append(100 * abs(value))  # a minus sign is not part of a number on a page
             elif name in ("training_seconds", "evaluation_seconds"):
                 more.append(value / 60)
             elif name == "peak_memory_kib":
@@ -80,7 +80,7 @@ def read(path):
 
 
 def sources(page):
-    """The files that a page's numbers are of: those it links; the README's those of docs/results.md."""
+    """Returns the files with a page's numbers: those that it (or for the README, docs/results.md) links."""
     page = "results.md" if page == "README.md" else page
     linked = {(PAGES[page].parent / name).resolve() for name in links(text_of(page))}
     return sorted({path for path in linked if path.suffix in (".json", ".csv")} | {RESULTS / "paper.json"})
@@ -88,7 +88,7 @@ def sources(page):
 
 @functools.cache
 def printed(page):
-    """The numbers that the page's own programs of plain Python print, line by line."""
+    """Returns the numbers that the page's own plain Python programs print, by line."""
     lines = []
     for block in blocks(page, "bash"):
         if block.startswith('python -c "'):
@@ -105,7 +105,7 @@ def percent(accuracy):
 
 
 def expected_rows(page):
-    """(first cell, numbers of the others) of each row that a page has to have."""
+    """Returns (first cell, numbers in the other cells) of each row that the page must contain."""
     files = {path.name: read(path) for path in sources(page)}
     paper = files["paper.json"]["accuracies"]
     for name, data in files.items():
@@ -143,10 +143,10 @@ def expected_rows(page):
             yield label, [n for pair in each for n in pair] + mean
     if page == "scaling.md":
         computed = [line for line in printed(page) if len(line) == 9 and line[0].is_integer()]
-        exchange = printed(page)[6]  # behind the six fitted times
+        exchange = printed(page)[6]  # the line after the six fitted times
         yield "meta-batch", [n for pair in zip((2, 8, 16, 64), exchange, strict=True) for n in pair]
         yield from (("5 (the paper's)" if line[0] == 5 else f"{line[0]:,.0f}", line[1:]) for line in computed)
-        # Of each link its milliseconds and share; two rows have those of a ring behind them.
+        # Each link has its milliseconds and share; two rows also have those of a ring.
         gpus = [line[-2:] for line in printed(page) if len(line) == 6]
         for label, tree, *ring in (
             ("8 GPUs of a host, NVLink 3 or 4", 0),
@@ -161,14 +161,14 @@ def expected_rows(page):
 
 @functools.cache
 def committed(page):
-    """All numbers that a page may say, the rows that it must have, and a text with all commits."""
+    """Returns all numbers that the page may contain, the rows that it must contain, and a text with all commits."""
     files, must = [read(path) for path in sources(page)], list(expected_rows(page))
     known = values(files) + [n for line in printed(page) for n in line] + [n for _, row in must for n in row]
     return known, must, json.dumps(files)
 
 
 def wrong(page, text):
-    """What is not as committed: numbers, rows, commits."""
+    """Returns the numbers, rows and commits that do not match the committed files."""
     known, must, commits = committed(page)
     free = NOT_MEASURED.get(page, "").split()
     found = [n for n in numbers(prose(text)) if len(n) > 1 and n not in free]
@@ -205,10 +205,10 @@ def test_every_file_of_results_says_where_it_is_from():
         data = read(path)
         if path.name == "paper.json":
             assert "arXiv" in data["source"]
-        elif "settings" in data:  # a run's own
+        elif "settings" in data:  # the results of a run
             assert {"commit", "machine", "seed", "versions"} <= data.keys(), path.name
         else:
-            parts = [data] if PROVENANCE[0] & data.keys() else list(data.values())  # or each part says it
+            parts = [data] if PROVENANCE[0] & data.keys() else list(data.values())  # each part has its own
             assert all(some & part.keys() for part in parts for some in PROVENANCE), path.name
 
 

@@ -1,4 +1,4 @@
-"""Evaluation: adapts each task from the same state, leaves no trace, and reads the queries as the paper does."""
+"""Tests of evaluation: tasks start from the same state, nothing changes, queries are classified as in the paper."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ SETTINGS = Settings(classes=3, shots=2, eval_batch=4, eval_iters=3, eval_samples
 
 @pytest.fixture
 def learner(small_model, glyphs):
-    """A learner with some training behind it, so that its moments are not zero."""
+    """A learner that has been trained briefly, so that its moments are not zero."""
     inner = keras.optimizers.Adam(1e-2, beta_1=0.0, epsilon=1e-8)
     one = MetaLearner(small_model(), inner, keras.optimizers.SGD(), meta_batch=2)
     for i in range(3):
@@ -36,14 +36,14 @@ def some(glyphs, count, first=0):
 
 
 def by_task(learner, glyphs, count=SETTINGS.eval_samples, at_most=64):
-    """The accuracy on each task, in both ways."""
+    """Returns the accuracy on each task, one by one and transductively."""
     evaluator = Evaluator(learner, at_most=at_most)
     draw = functools.partial(tasks.evaluation_tasks, glyphs, **SETTINGS.evaluation_arguments())
     return Predictions(*(of.by_task() for of in answers(learner, draw, count, evaluator=evaluator)))
 
 
 def with_another_query(batch):
-    """The same tasks but for the picture of their last query."""
+    """Returns the same tasks with another image as their last query."""
     query_x = batch.query_x.copy()
     query_x[:, -1] = 1 - query_x[:, -1]
     return batch._replace(query_x=query_x)
@@ -60,7 +60,7 @@ def test_evaluation_leaves_every_variable_as_it_was(learner, glyphs):
 
 
 def test_every_task_starts_from_the_same_state(learner, glyphs):
-    """A task's logits do not depend on what was evaluated before it or beside it."""
+    """A task's logits do not depend on the tasks evaluated before it or beside it."""
     evaluator = Evaluator(learner, at_most=2)
     first = evaluator.logits(some(glyphs, 2))
     evaluator.logits(some(glyphs, 2, first=2))
@@ -87,7 +87,7 @@ def test_a_non_transductive_answer_does_not_depend_on_the_other_queries(learner,
 
 
 def test_the_weight_decay_multiplies_before_every_step_of_an_adaptation():
-    """The loss is (w - 5)² / 2, the rate 0.5: w = 1 → 0.8 → 2.9 → 2.32 → 3.66, what the model answers to 1."""
+    """With loss (w - 5)² / 2 and rate 0.5, w = 1 → 0.8 → 2.9 → 2.32 → 3.66, which is the model's output for input 1."""
     model = keras.Sequential([keras.layers.Input((1,)), keras.layers.Dense(1, use_bias=False)])
     model.layers[0].kernel.assign([[1.0]])
     one = MetaLearner(
@@ -103,7 +103,7 @@ def test_the_weight_decay_multiplies_before_every_step_of_an_adaptation():
 
 @pytest.mark.parametrize("transductive", [False, True])
 def test_answers_are_the_stock_models(float64, small_model, glyphs, transductive):
-    """Without adaptation: the stock model on the queries together, or on the support set and one query."""
+    """Without adaptation they equal the stock model's, on all queries, or on the support set and one query."""
     model = small_model()
     one = MetaLearner(model, keras.optimizers.SGD(0.1), keras.optimizers.SGD())
     batch = some(glyphs, 1)
@@ -158,14 +158,14 @@ def test_the_right_answers_are_counted_in_each_way_by_itself(small_model, glyphs
 def test_accuracy_of_tasks_and_its_interval():
     accuracy = Accuracy.of(np.array([0.0, 1.0, 1.0, 1.0]))
     assert accuracy.accuracy == 0.75
-    assert accuracy.ci95 == pytest.approx(1.96 * 0.5 / 2)  # the sample's standard deviation is 0.5
+    assert accuracy.ci95 == pytest.approx(1.96 * 0.5 / 2)  # the sample standard deviation is 0.5
     assert str(accuracy) == "75.00 ± 49.00 % (4 tasks)"
     with_both = accuracy._replace(ci95_classes=0.012)
     assert str(with_both) == "75.00 ± 49.00 % (4 tasks; ± 1.20 % by the choice of classes)"
 
 
 def drawn_answers(rng, ease, tasks, way=5):
-    """Answers to tasks of classes that are answered rightly with these probabilities, wrong ones by chance."""
+    """Simulates predictions that are correct with each class's given probability, and otherwise a random wrong one."""
     classes = np.stack([rng.choice(len(ease), way, replace=False) for _ in range(tasks)])
     labels = np.tile(np.arange(way), (tasks, 1))
     wrong = (labels + rng.integers(1, way, labels.shape)) % way
@@ -173,7 +173,7 @@ def drawn_answers(rng, ease, tasks, way=5):
 
 
 def test_the_interval_by_the_choice_of_classes_is_that_of_classes_drawn_anew():
-    """A class brings its own ease / way to a task's accuracy: the mean's standard error is sd(ease) / √classes."""
+    """A class contributes its ease / way to a task's accuracy, so the mean's standard error is sd(ease) / √classes."""
     rng = np.random.default_rng(0)
     found, means = [], []
     for _ in range(60):
@@ -181,7 +181,7 @@ def test_the_interval_by_the_choice_of_classes_is_that_of_classes_drawn_anew():
         accuracy = drawn_answers(rng, ease, 4000).accuracy()
         found.append(accuracy.ci95_classes)
         means.append(accuracy.accuracy)
-    expected = 1.96 * 0.095 / np.sqrt(60)  # 0.1, some of it clipped
+    expected = 1.96 * 0.095 / np.sqrt(60)  # slightly less than 0.1, because of clipping
     assert np.mean(found) == pytest.approx(expected, rel=0.1)
     assert 1.96 * np.std(means) == pytest.approx(expected, rel=0.25)
     alike = [drawn_answers(rng, np.full(60, 0.8), 4000).accuracy().ci95_classes for _ in range(20)]
@@ -191,9 +191,9 @@ def test_the_interval_by_the_choice_of_classes_is_that_of_classes_drawn_anew():
 def test_no_interval_by_the_choice_of_classes_is_claimed_from_too_little():
     rng = np.random.default_rng(0)
     ease = rng.uniform(0.5, 1, 60)
-    assert drawn_answers(rng, ease, 100).accuracy().ci95_classes is None  # 8 tasks a class
+    assert drawn_answers(rng, ease, 100).accuracy().ci95_classes is None  # only 8 tasks per class
     assert drawn_answers(rng, ease, 150).accuracy().ci95_classes is not None
-    assert drawn_answers(rng, ease[:5], 150).accuracy().ci95_classes is None  # all classes are in all tasks
+    assert drawn_answers(rng, ease[:5], 150).accuracy().ci95_classes is None  # every task contains all classes
 
 
 def test_pairs_count_who_was_taken_for_whom():
@@ -231,7 +231,7 @@ def test_adapt_answers_as_the_evaluation_does_and_so_does_its_keras_model(learne
 
 
 def test_a_look_at_adaptations_that_are_not_finite_ends_training(small_model, glyphs):
-    """The one step of a training task stays finite, and so does phi, but not the steps of an evaluation."""
+    """The single step of a training task and phi stay finite, but the steps of an evaluation do not."""
     settings = dataclasses.replace(
         SETTINGS, inner_optimizer="sgd", learning_rate=1e15, inner_iters=1, meta_step=1e-20, meta_step_final=1e-20,
         eval_iters=5, eval_interval=2, eval_tasks=3, meta_iters=4,
@@ -266,7 +266,7 @@ def test_fewer_tasks_run_at_once_where_memory_runs_out(learner, glyphs, monkeypa
     assert said == [f"{n} tasks at once do not fit in memory: evaluating {n // 2} at once" for n in tried if n > 2]
     assert evaluator.tasks % evaluator._at_once == 0
     evaluator.logits(some(glyphs, 6))
-    assert tried[-1] == evaluator._at_once <= 2  # no more is tried again
+    assert tried[-1] == evaluator._at_once <= 2  # larger numbers are not tried again
 
     def none(*_):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM")

@@ -1,4 +1,4 @@
-"""k inner steps are those of the plain Keras loop, for models, optimizers and modes drawn at random."""
+"""Tests that k inner steps match the plain Keras loop, for random models, optimizers and modes."""
 
 import os
 
@@ -21,7 +21,7 @@ META_STEP = 0.5
 
 
 def plain(draw, network, tasks, sequential, phi, weight_decay):
-    """The weights after each task's steps, [task, weight], and how large each weight's gradients were at least."""
+    """Returns the weights after each task's steps, [task, weight], and the gradients' sizes, [task * step, weight]."""
     model, optimizer, after, sizes = draw.model, draw.make_optimizer(), [], []
     for x, y, minibatches, seed in zip(tasks.x, tasks.y, tasks.minibatches, tasks.seed, strict=True):
         if not sequential:
@@ -43,7 +43,7 @@ def test_inner_steps_are_those_of_the_plain_keras_loop(float64, seed):
     draw = Draw(seed)
     mode = MODES[seed % 4]
     if draw.is_random and mode == "stacked":
-        mode = "side by side"  # XLA draws other numbers
+        mode = "side by side"  # XLA draws other random numbers
     rng = np.random.default_rng(seed)
     weight_decay = (1.0, 0.9)[seed % 3 == 0]
     tasks = Tasks(
@@ -72,7 +72,7 @@ def test_inner_steps_are_those_of_the_plain_keras_loop(float64, seed):
     learner, _, after, phi = workers[0]
     ours = np.concatenate([worker[1] for worker in workers])
     expected, sizes = plain(draw, learner.network, tasks, mode == "sequential", phi, weight_decay)
-    # Gradients that are zero but for rounding: optimizers may make steps of them, without effect on outputs.
+    # Gradients that are zero except for rounding: optimizers may turn them into steps, which do not affect the outputs.
     counts = ~((sizes < 1e-9 * sizes.max(1, keepdims=True)) & (sizes > 0)).any(0)
     assert counts.any()
     text = f"{mode}, {draw.optimizer_text}, {sorted(draw.kinds)}"
@@ -88,7 +88,7 @@ def test_inner_steps_are_those_of_the_plain_keras_loop(float64, seed):
 
 
 def with_weights(model, weights, x):
-    """The model's outputs in training, random layers with the same seeds each time."""
+    """Returns the model's outputs in training mode, with the same seeds for random layers each time."""
     sizes = np.cumsum([int(np.prod(v.shape)) for v in model.trainable_variables])[:-1]
     parts = np.split(weights, sizes)
     values = [(v, tf.reshape(part, v.shape)) for v, part in zip(model.trainable_variables, parts, strict=True)]

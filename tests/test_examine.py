@@ -1,4 +1,4 @@
-"""Models are exact or refused, when the learner is made, by one line that names the layer and says what to do."""
+"""Tests that each model is either exact or rejected at once, in one line that names the layer and says what to do."""
 
 import keras
 import numpy as np
@@ -22,7 +22,7 @@ def learner(model, inner=None, outer=None, **options):
 
 
 class Custom(L.Layer):
-    """A layer whose call is the function given."""
+    """A layer that calls the given function."""
 
     def __init__(self, function, **attributes):
         super().__init__(name="culprit")
@@ -52,7 +52,7 @@ def counting(layer, x, training):
 
 
 class Remembering(keras.Model):
-    """A model whose call is compiled with the weights that it has."""
+    """A model whose call is a compiled function that captures its weights."""
 
     def __init__(self, built):
         super().__init__()
@@ -66,7 +66,7 @@ class Remembering(keras.Model):
 
 
 class Dropping(Remembering):
-    """Random layers in there."""
+    """A model with random layers inside."""
 
     def __init__(self):
         super().__init__(True)
@@ -100,7 +100,7 @@ def remembering(built=True):
 
 
 class DroppingCell(L.Layer):
-    """A cell of a recurrent layer that draws random numbers inside its loop."""
+    """A recurrent cell that draws random numbers inside the loop."""
 
     state_size = 2
 
@@ -120,7 +120,7 @@ def dropping_in_a_loop():
 
 
 class Counted:
-    """A constraint of another kind at every call."""
+    """A constraint that behaves differently at every call."""
 
     calls = 0
 
@@ -216,7 +216,7 @@ def test_operations_that_xla_pads_are_refused_where_it_compiles():
 
 
 def test_inputs_are_as_precise_as_the_model_takes_them():
-    """Seconds since 1970, normalized in float64 in front of a float32 network."""
+    """The inputs are seconds since 1970, which are normalized in float64 before a float32 network."""
     norm = L.Normalization(mean=1.7e9, variance=1e4, dtype="float64")
     model = keras.Sequential([L.Input((3,), dtype="float64"), norm, L.Dense(3)])
     x = 1.7e9 + 100 * np.random.default_rng(0).normal(size=(4, 3))
@@ -328,7 +328,7 @@ def test_what_xla_does_not_compile_is_said_in_one_line():
         learner(model, stacked=True)
     assert "\n" not in str(caught.value)
 
-    def loss(y, outputs):  # which meets targets only at the first step
+    def loss(y, outputs):  # it is first compiled in the first step
         return tf.reduce_sum(tf.numpy_function(lambda a: a, [outputs], outputs.dtype))
 
     one = learner(seq(), stacked=True, loss=loss)

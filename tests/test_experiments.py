@@ -1,4 +1,4 @@
-"""The scripts of experiments/: each at a tiny size, and the numbers that have a theory."""
+"""Tests of experiments/: each script runs at a tiny size, and results that theory predicts are correct."""
 
 import csv
 import pathlib
@@ -57,7 +57,7 @@ def test_maml_beside_reptile_at_a_tiny_size(tmp_path):
     assert float(reptile["memory_mib"]) > 1
     assert float(reptile["variance_untrained"]) > 0
     assert (tmp_path / "maml.png").stat().st_size > 10_000
-    # Finished runs are taken as they are, but not for others.
+    # Finished runs are reused, but only with the same settings.
     done = run("maml.py", *own, "--seed=1")
     assert done.returncode == 1
     assert "finished run with another seed" in done.stderr
@@ -94,7 +94,7 @@ def terms():
 @pytest.mark.parametrize("k", taylor.STEPS)
 @pytest.mark.parametrize("name", taylor.THEORY)
 def test_the_taylor_coefficients_are_the_papers(name, k, terms):
-    """The error falls with the rate, to well below the difference between any two algorithms' coefficients."""
+    """The error decreases with the rate, to far below the difference between any two algorithms' coefficients."""
     x, y, two = terms
     expected = np.array(taylor.THEORY[name].of_k(k))
     meta_gradient = taylor.ExpectedMetaGradient(taylor.THEORY[name], 0, k, x, y)
