@@ -1,4 +1,4 @@
-"""Many meta-iterations in a call give what one call each gives, whatever their number."""
+"""Tests that several meta-iterations per call give the same result as one per call, whatever their number."""
 
 import keras
 import numpy as np
@@ -68,7 +68,7 @@ def test_none_follows_one_that_is_not_finite(float64, small_model, glyphs, stack
     assert caught.value.done == 2
     assert "phi" in caught.value.where
     assert_same(many.state(), single.state())
-    for one in single, many:  # which go on
+    for one in single, many:  # both can continue
         one.step(batches[2], 0.5)
     assert_same(many.state(), single.state())
 
@@ -110,7 +110,7 @@ def test_a_run_is_the_same_whatever_a_call_takes(small_model, glyphs, monkeypatc
     monkeypatch.setattr(MetaLearner, "steps", counting)
     learner = run(small_model(), glyphs)
     assert_same(learner.state(), expected)
-    # It stops to validate at 6 and 12, and to save at 4 and 8; the rate is known after the second call.
+    # Training stops to validate at 6 and 12, and to save at 4 and 8. The rate is known after the second call.
     assert calls == ([1] * 12 if seconds < 1 else [1, 1, 2, 2, 2, 4])
     assert learner._meta_iterations.experimental_get_tracing_count() == 1
 
@@ -122,7 +122,7 @@ def test_a_run_that_ends_within_a_call_goes_on_to_the_same_weights(small_model, 
 
     def failing(self, batches, *arguments, **options):
         steps(self, batches, *arguments, **options)
-        if len(batches) == 2:  # done, but not saved
+        if len(batches) == 2:  # the steps are done, but not saved
             raise KeyboardInterrupt
 
     monkeypatch.setattr(MetaLearner, "steps", failing)
@@ -144,7 +144,7 @@ def feed_of(draw, last, *stops):
 
 
 def numbers(at_most):
-    """Tasks that tell which they are."""
+    """Returns a sampler whose tasks contain their iteration's number."""
     return lambda i: tasks.Tasks(np.full(at_most, i, np.uint8), np.zeros(0), np.zeros(0))
 
 
@@ -152,7 +152,7 @@ def test_a_call_is_a_seconds_work_and_none_is_left_out():
     with feed_of(numbers(1), 60, 30, 20) as fed:
         assert fed.room == 20
         taken = []
-        for seconds in (60.0, 0.1, 0.5, 4.0, 10.0, 0.01):  # the first compiles
+        for seconds in (60.0, 0.1, 0.5, 4.0, 10.0, 0.01):  # the first call includes compilation
             taken.append([batch.x[0] for batch in fed.take(25)])
             fed.took(len(taken[-1]), seconds)
         assert list(map(len, taken)) == [1, 1, 10, 20, 5, 1]
@@ -182,7 +182,7 @@ def test_what_goes_wrong_while_drawing_ahead_is_raised_where_it_is_taken():
 
 @pytest.mark.slow
 def test_images_go_to_a_gpu_that_has_room(glyphs, small_model, monkeypatch, capsys):
-    """The GPU is this processor, where TensorFlow puts what has no other place."""
+    """The CPU stands in for the GPU, since TensorFlow places operations there if there is no other device."""
     expected = run(small_model(), glyphs, stacked=True).state()
     size = glyphs.images.nbytes
     monkeypatch.setattr(device, "gpu_memory", lambda: int(size / feed.SHARE))
@@ -195,7 +195,7 @@ def test_images_go_to_a_gpu_that_has_room(glyphs, small_model, monkeypatch, caps
 
 
 def test_the_memory_of_a_step_is_estimated_by_what_it_keeps(small_model):
-    """More than the layers' outputs of each sample; in proportion to samples and tasks."""
+    """It exceeds the layers' outputs, and is proportional to the numbers of samples and tasks."""
     outputs = 2 * 14 * 14 * 4 + 14 * 14 * 4 + 2 * 7 * 7 * 4 + 7 * 7 * 4 + 3  # convolution, norm, ReLU, twice; dense
     inner = keras.optimizers.SGD(1e-2)
     one, two = (MetaLearner(small_model(), inner, keras.optimizers.SGD(), meta_batch=n, stacked=True) for n in (1, 2))

@@ -1,6 +1,7 @@
-"""fetch_data.sh: what it puts in place, and what it does when it is interrupted; what servers do is in faults/.
+"""Tests of fetch_data.sh: the files it installs, interruptions, and wrong usage. For faulty servers see faults/.
 
-OMNIGLOT_ZIPS names a folder with the real images_background.zip and images_evaluation.zip; most tests make up theirs.
+Most tests use synthetic archives. OMNIGLOT_ZIPS names a folder with the real images_background.zip and
+images_evaluation.zip.
 """
 
 import os
@@ -24,7 +25,7 @@ pytestmark = [
 ]
 
 
-# What it puts in place.
+# Installed files.
 
 
 def test_the_images_and_nothing_else_are_put_in_place(mirror, root, capsys):
@@ -102,7 +103,7 @@ def test_a_whole_download_is_not_fetched_again(mirror, root):
 
 @pytest.mark.parametrize("moment", ["pathlib.Path.mkdir", "builtins.open", "os.rename"])
 def test_killed_while_unpacking_it_leaves_nothing_half_done(mirror, root, moment):
-    """The process kills itself, by the signal that cannot be caught, at the tenth unpacked file or the last rename."""
+    """The process sends itself SIGKILL at the tenth unpacked file or at the last rename."""
     driver = f"""
 import builtins, os, pathlib, signal
 from reptile_tf.fetch import archive

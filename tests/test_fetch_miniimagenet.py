@@ -1,6 +1,6 @@
-"""fetch_data.sh miniimagenet: built out of a made-up ImageNet in the form of the real one.
+"""Tests of fetch_data.sh miniimagenet, with a synthetic ImageNet in the real one's format.
 
-MINIIMAGENET_LISTS names the zip with the real lists; without it, one test is skipped.
+MINIIMAGENET_LISTS names the zip with the real lists. Without it, one test is skipped.
 """
 
 import collections
@@ -66,7 +66,7 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch, capsys):
         shown.release()
 
     def work(job):
-        assert not job or shown.acquire(timeout=waiting.LIMIT)  # the first is done before there is a line
+        assert not job or shown.acquire(timeout=waiting.LIMIT)  # the first job finishes before any line is shown
 
     monkeypatch.setattr(parallel._Progress, "show", noted)
     parallel.in_parallel("images", work, range(5), before=10)
@@ -76,7 +76,7 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch, capsys):
     assert lines[-1].endswith("/s  0:00 left")
 
 
-# A tar or a folder that is not the one.
+# A wrong tar or folder.
 
 
 def test_a_tar_that_is_cut_off_is_known_before_anything_is_written(source, root):
@@ -174,7 +174,7 @@ def test_leftovers_and_damage_in_what_was_begun_are_mended(source, root):
     (images / "train" / "n00000099" / "n00000099_1.JPEG").write_bytes(encoded(1))
     os.truncate(images / "val" / "n00000002" / "n00000002_1.JPEG", 10)
     bad = images / "test" / "n00000004" / "n00000004_1.JPEG"
-    bad.write_bytes(bytes(bad.stat().st_size))  # as a power cut may leave it
+    bad.write_bytes(bytes(bad.stat().st_size))  # as after a power failure
     with pytest.raises(FetchError, match=r"n00000004_1.JPEG begins as no JPEG or PNG .*; deleted it, run this again"):
         source.fetch(root, "IMAGENET_TAR")
     source.fetch(root, "IMAGENET_TAR")
@@ -182,7 +182,7 @@ def test_leftovers_and_damage_in_what_was_begun_are_mended(source, root):
     assert not (root / "miniimagenet" / "train" / "n00000099").exists()
 
 
-# A Mini-ImageNet that is ready.
+# A complete Mini-ImageNet.
 
 
 def test_images_of_all_kinds_are_copied_and_nothing_else(source, root, tmp_path, capsys):

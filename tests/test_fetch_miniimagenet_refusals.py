@@ -1,4 +1,4 @@
-"""fetch_data.sh miniimagenet: wrong, damaged and hostile lists, and the user's mistakes."""
+"""Tests that fetch_data.sh miniimagenet rejects wrong, damaged and hostile lists, and reports user errors."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""The command line: the original's flags and defaults, presets, and one line for what is wrong."""
+"""Tests of the command line: the original code's flags and defaults, presets, and errors in one line."""
 
 import os
 import pathlib
@@ -52,7 +52,7 @@ def test_defaults_are_the_originals():
 def test_hyphens_and_underscores_mean_the_same():
     assert parse("--inner-iters", "7", "--meta-step=0.5") == parse("--inner_iters=7", "--meta_step", "0.5")
     assert parse("--inner-iters", "7").inner_iters == 7
-    assert parse("--checkpoint", "a-b_c").checkpoint == "a-b_c"  # values are left alone
+    assert parse("--checkpoint", "a-b_c").checkpoint == "a-b_c"  # underscores in values are kept
 
 
 def test_a_flag_beside_a_preset_wins_wherever_it_stands():
@@ -63,7 +63,7 @@ def test_a_flag_beside_a_preset_wins_wherever_it_stands():
         settings = parse(*arguments)
         assert settings.inner_iters == 3
         assert settings.classes == 20
-    # Also where its value is the default.
+    # This also holds for the default value.
     assert parse("--preset=omniglot-1shot-20way", "--classes=5").classes == 5
 
 
@@ -159,7 +159,7 @@ def test_the_originals_flags_are_values_of_todays(alias):
 
 def test_gradients_mean_a_partial_sum():
     assert parse("--gradients=1,2").algorithm == "partial-sum"
-    rotated = {"gradients": "1,2", "rotations": True}  # as Omniglot is by default
+    rotated = {"gradients": "1,2", "rotations": True}  # Omniglot's default
     assert parse("--gradients=1,2") == Settings(**rotated) == Settings(algorithm="partial-sum", **rotated)
 
 

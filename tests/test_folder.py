@@ -1,4 +1,4 @@
-"""Photographs in class folders: every kind of file, the order, the resize, and what the user hears of mistakes."""
+"""Tests of photographs in class folders: all kinds of files, their order, resizing, and error messages."""
 
 import os
 import resource
@@ -18,7 +18,7 @@ def picture(seed, mode="RGB", size=(13, 9)):
 
 @pytest.fixture
 def photographs(tmp_path):
-    """Two classes, ragged, of all kinds of files, among other things that are to be left alone."""
+    """Two classes of different sizes, with all kinds of image files and with other files that must be ignored."""
     for name in ("b", "a", ".hidden"):
         (tmp_path / name).mkdir()
     picture(0).save(tmp_path / "b" / "2.PNG")
@@ -83,7 +83,7 @@ def test_two_channels_are_no_image_format(tmp_path):
 
 
 def test_what_hinders_reading_is_no_bad_image(photographs):
-    """A lack of handles must not leave images out for good."""
+    """A shortage of file handles must not exclude images permanently."""
     files = [file for found in listing.of(photographs).classes.values() for file in found]
     images = np.empty((len(files), 8, 8, 3), np.uint8)
     handle = os.open(os.devnull, os.O_RDONLY)
@@ -104,7 +104,7 @@ def grey(value, size=(8, 8)):
 
 @pytest.fixture
 def plain(tmp_path):
-    """Three classes of two images; each image is of one grey, which is its number times ten."""
+    """Three classes of two images. Each image is uniformly grey, with its number times ten."""
     for number in range(6):
         (tmp_path / "plain" / "abc"[number // 2]).mkdir(parents=True, exist_ok=True)
         grey(10 * number).save(tmp_path / "plain" / "abc"[number // 2] / f"{number}.png")
@@ -190,7 +190,7 @@ def test_a_store_is_made_once_and_for_each_kind_of_image(plain, monkeypatch):
     manifests = sorted(path.name for path in plain.glob("prepared*.json"))
     expected = ["prepared-2x2x1.json", "prepared-2x2x3.json", "prepared-2x3x3.json", "prepared-labels-2x2x3.json"]
     assert manifests == expected
-    monkeypatch.setattr("reptile_tf.data.decode.VERSION", 0)  # as another version of this package decodes
+    monkeypatch.setattr("reptile_tf.data.decode.VERSION", 0)  # simulates another version of this package
     folder.load(plain, size=2, store=True)
     assert len(calls) == 5
 
@@ -214,7 +214,7 @@ def test_a_store_leaves_those_of_like_names_alone(plain):
     before = {path.name for path in plain.glob("prepared*")}
     being_written = plain / ".prepared-2x2x3-5x5x3-0123456789ab.1.part.npy"
     being_written.touch()
-    for time in (1, 2):  # the second takes the place of the first
+    for time in (1, 2):  # the second store replaces the first
         os.utime(plain / "a" / "0.png", ns=(time, time))
         folder.load(plain, size=2, store=True)
         after = {path.name for path in plain.glob("prepared*")}

@@ -1,4 +1,4 @@
-"""The made-up glyphs: reproducible, and as hard and as heavy as Omniglot's characters."""
+"""Tests that the synthetic glyphs are reproducible, and as difficult and as heavy as Omniglot's characters."""
 
 import time
 
@@ -33,7 +33,7 @@ def test_pixels_are_0_for_ink_and_1_for_background(many):
 
 
 def test_ink_and_margins_are_those_of_omniglot(many):
-    """Omniglot at 28x28: 8.05 % ink; height 9, 16, 23 and width 8, 15, 22 at percentiles 5, 50, 95."""
+    """Omniglot at 28x28 has 8.05 % ink, and heights of 9, 16, 23 and widths of 8, 15, 22 at percentiles 5, 50, 95."""
     ink = many.images[..., 0] == 0
     share = ink.mean(axis=(1, 2))
     assert share.mean() == pytest.approx(0.0805, abs=0.008)
@@ -45,7 +45,7 @@ def test_ink_and_margins_are_those_of_omniglot(many):
 
 
 def test_pixels_alone_neither_fail_nor_suffice_to_tell_classes_apart(many):
-    """5-way 1-shot by the nearest picture: 47 % on Omniglot, where chance is 20 %; the mean of 19 does better."""
+    """Nearest neighbour, 5-way 1-shot, reaches 47 % on Omniglot (chance: 20 %); the mean of 19 shots does better."""
     rng = np.random.default_rng(0)
     by_picture, by_mean = [], []
     for _ in range(400):

@@ -1,4 +1,4 @@
-"""The training code reproduces, in float64, trajectories of the original TensorFlow 1 code."""
+"""Tests that training reproduces, in float64, recorded trajectories of the original TensorFlow 1 code."""
 
 import json
 import os
@@ -16,11 +16,11 @@ from reptile_tf.tasks import EvalTasks, Tasks
 
 HERE = pathlib.Path(__file__).parent / "golden"
 ELSEWHERE = os.environ.get("REPTILE_GOLDEN")
-TOLERANCE = {"sgd": 1e-6, "adam": 1e-4}  # the original's Adam has a float32 rate and epsilon
+TOLERANCE = {"sgd": 1e-6, "adam": 1e-4}  # Adam in the original code has a float32 rate and epsilon
 
 
 class Golden:
-    """One recorded file: two meta-iterations and one evaluation."""
+    """A recorded file with two meta-iterations and one evaluation."""
 
     def __init__(self, name: str):
         path = HERE / f"{name}.npz"
@@ -35,7 +35,7 @@ class Golden:
         return [self.arrays[f"w{stage}_{i:02}"] for i in range(len(self.arrays["names"]))]
 
     def images(self, name: str) -> np.ndarray:
-        """Images as one pool per leading index: [task, sample, height, width, channel]."""
+        """Reshapes images to one pool per task: [task, sample, height, width, channel]."""
         images = self.arrays[name]
         size = (84, 84, 3) if "mini" in self.config else (28, 28, 1)
         return images.reshape(len(images), -1, *size)
@@ -84,14 +84,14 @@ class Golden:
 
 
 def assert_weights_agree(golden: Golden, learner: MetaLearner, stage: int) -> None:
-    """‖ours - golden‖ <= tolerance · ‖golden - before‖ for every variable but the conv biases."""
+    """Asserts ‖ours - golden‖ <= tolerance · ‖golden - before‖ for every variable except the biases of convolutions."""
     ours = learner.network.unflatten(learner.phi)
     tolerance = TOLERANCE[golden.config["opt"]]
     for name, w, now, before in zip(
         golden.arrays["names"], ours, golden.weights(stage), golden.weights(stage - 1), strict=True
     ):
         if "conv" in str(name) and "bias" in str(name):
-            continue  # its gradient is zero but for rounding
+            continue  # its gradient is only rounding error
         assert np.linalg.norm(w - now) <= tolerance * np.linalg.norm(now - before), name
 
 

@@ -1,6 +1,6 @@
-"""What XLA is given for a GPU: the presets' stacked programs lower, stay on the device and do no more than they need.
+"""Tests of the programs for XLA on a GPU: the presets lower, stay on the device and have no superfluous operations.
 
-Without a GPU nothing beyond this stage can be compiled for one.
+Without a GPU, this is the last stage of compilation that can be tested.
 """
 
 import re
@@ -13,22 +13,22 @@ from tensorflow.python.framework import config
 from reptile_tf import learners, problems, tasks
 from reptile_tf.settings import Settings
 
-# Of five layers with weights: forward, the gradient of the weights, and that of the inputs but for the first.
+# For five layers with weights: the forward pass, the weights' gradient, and the inputs' gradient except in the first.
 DOTS = 3 * 5 - 1
 CALL, IMAGES = 10, 1000
 
 
 @pytest.fixture(autouse=True)
 def deterministic():
-    """Operations are chosen as a run chooses them."""
+    """Selects deterministic operations, as a run does."""
     tf.config.experimental.enable_op_determinism()
-    tf.random.set_seed(0)  # TensorFlow draws a number to see on which device it is
+    tf.random.set_seed(0)  # TensorFlow draws a random number to find its device
     yield
     config.disable_op_determinism()
 
 
 def operations(function, *specs, platform=None):
-    """How often each operation is in the HLO of a compiled function."""
+    """Counts each operation in the HLO of a compiled function."""
     concrete = tf.function(function, jit_compile=True).get_concrete_function(*specs)
     text = compiler_ir.from_concrete_function(concrete)(stage="hlo", platform_name=platform)
     found = re.findall(r" = .*? ([a-z-]+)\(", re.sub(r"/\*.*?\*/|\{[^{}]*\}", "", text))

@@ -1,4 +1,4 @@
-"""Images grouped by class: parts of a set, and classes turned by quarter turns."""
+"""Tests of images grouped by class: subsets, and rotated and mirrored classes."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from reptile_tf.data import ImageClasses
 
 
 def numbered(counts, side=3):
-    """Classes c0, c1, ... whose pixels all differ, counting up from 0."""
+    """Makes classes c0, c1, … whose pixels are numbered from 0."""
     pixels = np.arange(sum(counts) * side * side, dtype=np.uint8).reshape(-1, side, side, 1)
     parts = np.split(pixels, np.cumsum(counts)[:-1])
     return ImageClasses.from_groups({f"c{i}": part for i, part in enumerate(parts)}, scale=0.5)

@@ -1,4 +1,4 @@
-"""The launcher with real workers: the same results for any number of them, signals, failures, restarts, mistakes."""
+"""Tests of the launcher with real workers: equal results for any number, signals, failures, restarts, user errors."""
 
 import io
 import json
@@ -21,12 +21,12 @@ from reptile_tf.checkpoint import RunFolder
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The folders of undisturbed runs, by their number of workers."""
+    """The folders of undisturbed runs, by number of workers."""
     folders = {}
     for count in (1, 2, 3):
         folders[count] = tmp_path_factory.mktemp("whole") / str(count)
         said = ended(launched(count, folders[count]))
-        assert all(line.startswith("[0] ") for line in said), said  # the chief alone speaks
+        assert all(line.startswith("[0] ") for line in said), said  # only the chief prints
         assert len(list((folders[count] / "events").iterdir())) == 1, "and writes"
     return folders
 
@@ -53,14 +53,14 @@ def wait_for_checkpoint(process, folder, iteration=1):
 
 
 def worker(launcher, index):
-    """The process id of a launcher's worker."""
+    """Returns the process id of one of a launcher's workers."""
     children = pathlib.Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     of_index = f'"index": {index}'
     return next(int(pid) for pid in children if of_index in pathlib.Path(f"/proc/{pid}/environ").read_text())
 
 
 def gone(pid):
-    """Whether a process has ended; as an orphan nobody may have asked for its code yet."""
+    """Returns whether a process has ended. An orphan may remain as a zombie."""
     try:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
@@ -154,7 +154,7 @@ def test_the_cores_are_divided():
 
 
 def test_the_first_failures_exit_code_is_the_launchers(tmp_path, capfd):
-    """And the others, which would go on for long, are ended."""
+    """The other workers, which would run for long, are ended."""
     script = tmp_path / "script.py"
     script.write_text(
         "import json, os, pathlib, sys, time\n"
@@ -168,7 +168,7 @@ def test_the_first_failures_exit_code_is_the_launchers(tmp_path, capfd):
 
 
 def test_the_same_failure_is_told_of_again_after_a_restart(tmp_path, capfd):
-    """By another worker: at the n-th start worker n fails."""
+    """At the n-th start, worker n fails."""
     script = tmp_path / "script.py"
     script.write_text(
         "import json, os, pathlib, sys\n"
@@ -196,7 +196,7 @@ def test_output_of_any_encoding_is_passed_on(tmp_path, monkeypatch):
 def test_a_terminal_that_goes_away_ends_the_workers(tmp_path, monkeypatch):
     script = tmp_path / "script.py"
     script.write_text("import os, signal, time; os.kill(os.getppid(), signal.SIGHUP); time.sleep(1000)")
-    old = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, and so has the launcher then
+    old = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, also by the launcher
     try:
         assert launch.main(["--workers=1", str(script)]) == 128 + signal.SIGTERM
     finally:
@@ -204,7 +204,7 @@ def test_a_terminal_that_goes_away_ends_the_workers(tmp_path, monkeypatch):
 
 
 def test_of_several_failures_the_one_by_a_signal_came_first(capsys):
-    """The others only tell of it."""
+    """The others only report it."""
     script = "import os, sys; sys.exit(7)", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     workers = launch.Workers([sys.executable, "-c", ""], 2, launch.Output())
     workers.wait()
@@ -214,14 +214,14 @@ def test_of_several_failures_the_one_by_a_signal_came_first(capsys):
     assert launch.Workers.wait(workers) == 128 + signal.SIGKILL
 
 
-# What a worker does in `script_of`.
+# Actions of a worker in `script_of`.
 MISTAKEN = "print('a mistake', file=sys.stderr); sys.exit({})"
 TELLING = "sys.exit(75)"
 DYING = "os.kill(os.getpid(), signal.SIGKILL)"
 
 
 def script_of(path, *doing):
-    """A script in which each worker does its part, and notes before that it has been started."""
+    """Writes a script in which each worker records its start and then performs its own action."""
     path.write_text(
         "import json, os, pathlib, signal, sys, time\n"
         "index = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
@@ -268,7 +268,7 @@ def test_a_worker_that_does_not_end_is_ended_after_another_told_of_its_loss(tmp_
 
 @pytest.mark.slow
 def test_a_mistake_of_a_real_run_is_not_repeated(tmp_path):
-    """That the chief alone sees; the other worker loses it."""
+    """Only the chief reports the mistake; the other worker loses its connection to it."""
     claim(RunFolder(tmp_path / "run"), {"benchmark": "another", "settings": {}, "split": {}})
     said = ended(launched(2, tmp_path / "run", restarts=2), 1)
     assert sum(f"{tmp_path}/run holds a run" in line for line in said) == 1

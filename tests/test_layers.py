@@ -1,4 +1,4 @@
-"""The inner loop's own layers compute what the stock ones do."""
+"""Tests that the inner loop's own layers compute the same as the stock ones."""
 
 import keras
 import numpy as np
@@ -22,7 +22,7 @@ def test_a_convolution_by_matmul_is_a_convolution(float64, padding, kernel, stri
 
 
 def computed(model, x, only=lambda layer: True, **options):
-    """Outputs and gradients of a model's weights, with stand-ins or without."""
+    """Returns a model's outputs and its weights' gradients, with or without the inner loop's own layers."""
     with (
         tf.GradientTape() as tape,
         layers.standing_in(model, only=only, **options),
@@ -47,7 +47,7 @@ def random_weights(model):
 @pytest.mark.parametrize("options", [{}, {"scale": False}, {"center": False}, {"axis": 1}])
 @pytest.mark.parametrize("stacked", [False, True])
 def test_batch_norm_has_the_stock_outputs_and_gradients(epsilon, options, stacked):
-    """At small variance, too, where epsilon counts."""
+    """This includes small variances, for which epsilon matters."""
     norm = keras.layers.BatchNormalization(epsilon=epsilon, **options)
     model = random_weights(keras.Sequential([keras.layers.Input((4, 4, 8)), keras.layers.ReLU(), norm]))
     for spread in (3, 0.02):
@@ -90,7 +90,7 @@ def norm_of_another_axis():
 
 
 def features_before_the_norm():
-    """The convolution's outputs go on without the norm, though one follows it in the model that it was made in."""
+    """Builds a model that uses a convolution without the norm that follows it in its original model."""
     whole = conv_and_norm()
     inside = keras.Model(whole.inputs, whole.layers[0].output)
     return keras.Sequential([keras.layers.Input((6, 6, 2)), inside, keras.layers.Flatten(), keras.layers.Dense(2)])
@@ -128,7 +128,7 @@ def test_pooling_follows_the_norm_in_mini_imagenets_network():
 
 @pytest.mark.parametrize(("network", "parameters"), [(models.omniglot, 113_221), (models.miniimagenet, 34_661)])
 def test_the_papers_networks_have_its_number_of_weights(network, parameters):
-    """By hand: conv 9·in·out + out, norm 2·out, dense in·5 + 5."""
+    """The numbers are computed by hand: conv 9·in·out + out, norm 2·out, dense in·5 + 5."""
     model = network(5)
     assert sum(int(np.prod(v.shape)) for v in model.trainable_variables) == parameters
 

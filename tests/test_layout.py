@@ -1,4 +1,4 @@
-"""Imports point one way, and what gets the data needs nothing but Python."""
+"""Tests that imports have no cycles, and that fetching data needs only the standard library."""
 
 import ast
 import graphlib
@@ -13,7 +13,7 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in (ROOT / "reptile_tf").rglob("*.py")
 }
-# What a wing takes from outside itself.
+# The modules outside a subpackage that it may import.
 TAKES = {
     "fetch": set(),
     "data": {"fetch", "errors", "files", "progress"},
@@ -23,7 +23,7 @@ TAKES = {
 
 
 def imported(name, body):
-    """The modules of the package that these statements import, those for type checkers apart."""
+    """Yields the modules of this package that these statements import, except those only for type checkers."""
     for node in body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "reptile_tf":
             for alias in node.names:

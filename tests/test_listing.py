@@ -1,4 +1,4 @@
-"""Which files are of which class: folders, nested and in sets, and tables; and what is said of all other files."""
+"""Tests of listings: class folders, nested and in sets, tables, and the warnings about other files."""
 
 import os
 
@@ -15,21 +15,21 @@ def root(tmp_path):
 
 
 def put(root, *paths):
-    """Files that are named as images; listing looks into none."""
+    """Creates empty files with the names of images, since a listing opens none."""
     for path in paths:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(b"")
 
 
 def listed(path):
-    """The names of the files of each class, by name."""
+    """Returns the names of each class's files."""
     found = listing.of(path)
     return {name: [os.path.relpath(file.path, found.root) for file in files] for name, files in found.classes.items()}
 
 
 @pytest.fixture
 def table(root):
-    """Makes a table in the folder."""
+    """Writes a table into the folder."""
 
     def make(text, name="labels.csv", encoding="utf-8"):
         (root / name).write_text(text, encoding, newline="")

@@ -1,4 +1,4 @@
-"""The algorithm: worked out by hand, and by the identities that make it what it is."""
+"""Tests of the algorithm: results worked out by hand, and the identities that define it."""
 
 import keras
 import numpy as np
@@ -28,7 +28,7 @@ def learner(model, inner, **options):
 
 
 def after(model, inner, glyphs, iterations=2, **options):
-    """phi and inner state after some meta-iterations on glyphs."""
+    """Returns phi and the inner state after some meta-iterations on glyphs."""
     one = learner(model, inner, **options)
     for i in range(iterations):
         one.step(
@@ -42,7 +42,7 @@ def after(model, inner, glyphs, iterations=2, **options):
 
 
 def quadratic(meta_gradient, meta_batch=2, **options):
-    """Loss (w - c)² / 2 with phi = 1; a task is its c."""
+    """A learner with loss (w - c)² / 2 and phi = 1; a task consists of its c."""
     model = keras.Sequential([keras.layers.Input((1,)), keras.layers.Dense(1, use_bias=False)])
     model.layers[0].kernel.assign([[1.0]])
     return MetaLearner(
@@ -106,7 +106,7 @@ def test_partial_sums_on_a_quadratic(terms, expected):
     # c = 5: w = 1, 3, 4, 4.5: the steps are 2, 1 and 0.5.
     one = quadratic(partial_sum(terms), meta_batch=1)
     assert one.meta_gradients(centred(5, steps=3)) == pytest.approx(np.array([[expected]]))
-    assert one.phi.numpy() == pytest.approx([1.0])  # nothing has moved
+    assert one.phi.numpy() == pytest.approx([1.0])  # phi is unchanged
 
 
 def test_weight_decay_multiplies_the_weights_before_every_step():
@@ -117,7 +117,7 @@ def test_weight_decay_multiplies_the_weights_before_every_step():
 
 
 def test_adam_as_outer_optimizer_steps_by_its_rate():
-    # Adam's first step is the sign of the meta-gradient times the rate (but for its epsilon).
+    # Adam's first step is the sign of the meta-gradient times the rate (except for epsilon).
     one = quadratic(reptile, outer=keras.optimizers.Adam())
     one.step(centred(5, -1), 0.01)
     assert one.phi.numpy() == pytest.approx([1.01], abs=1e-6)
@@ -129,7 +129,7 @@ def test_adams_moments_run_on_sequential_and_are_averaged_side_by_side():
     for sequential, moment, count in ((False, (0.25 * 16 + 0.25 * 4) / 2, 1), (True, 0.75 * (0.25 * 16) + 0.25 * 4, 2)):
         one = quadratic(reptile, inner=inner, sequential=sequential)
         one.step(centred(5, -1, steps=1), 0.0)
-        state = {tuple(v.shape): v.numpy() for v in one.inner_state}  # the last of shape [1] is the second moment
+        state = {tuple(v.shape): v.numpy() for v in one.inner_state}  # the second moment is the last one of shape [1]
         assert state[()] == count
         assert state[(1,)] == pytest.approx([moment])
 
@@ -147,7 +147,7 @@ def test_meta_step_zero_leaves_phi_as_it_is(small_model, glyphs, sequential):
 
 
 def test_one_sgd_step_is_joint_training(float64, small_model, glyphs):
-    """With k = 1 phi makes an SGD step on the mean over tasks of their losses, by stock Keras alone."""
+    """For k = 1, phi takes an SGD step on the tasks' mean loss, which stock Keras computes here."""
     model, rate, meta_step = small_model(), 0.01, 0.5
     batch = tasks.training_tasks(glyphs, iteration=0, **(TRAINING | {"steps": 1}))
     before = [v.numpy() for v in model.trainable_variables]
@@ -162,7 +162,7 @@ def test_one_sgd_step_is_joint_training(float64, small_model, glyphs):
     one = learner(small_model(), sgd(rate))
     start = one.state()["phi"]
     one.step(batch, meta_step)
-    assert relative(one.state()["phi"], expected, start) < 1e-7  # Keras keeps the rate in float32
+    assert relative(one.state()["phi"], expected, start) < 1e-7  # Keras stores the rate in float32
 
 
 def test_first_order_maml_with_sgd_is_the_last_gradient(float64, small_model, glyphs):
@@ -182,9 +182,9 @@ def test_first_order_maml_with_sgd_is_the_last_gradient(float64, small_model, gl
 @pytest.mark.slow
 @pytest.mark.parametrize("stacked", [False, True])
 def test_maml_is_the_derivative_that_finite_differences_give(float64, small_model, glyphs, stacked):
-    """Through batch norm, convolutions and two steps of SGD, along random directions."""
+    """The derivative is taken through batch norm, convolutions and two SGD steps, along random directions."""
     batch = tasks.training_tasks(glyphs, iteration=0, query=True, **(TRAINING | {"count": 2}))
-    # A step of 1e-5 crosses few of ReLU's kinks; softplus has none.
+    # A difference of 1e-5 crosses few of ReLU's kinks; softplus has none.
     model = keras.models.clone_model(
         small_model(),
         clone_function=lambda layer: (
@@ -197,7 +197,7 @@ def test_maml_is_the_derivative_that_finite_differences_give(float64, small_mode
     phi, network = one.phi.numpy(), Network(model, cross_entropy)
 
     def query_losses(weights):
-        """By the first-order inner loop, task by task."""
+        """Computes the tasks' query losses with the first-order inner loop."""
         losses = []
         for x, y, minibatches, (query,) in zip(*batch[:4], strict=True):
             w = tf.constant(weights)[tf.newaxis]
@@ -218,7 +218,7 @@ def test_maml_is_the_derivative_that_finite_differences_give(float64, small_mode
 
 @pytest.mark.slow
 def test_maml_through_the_kernels_of_float32(glyphs, request):
-    """Fused batch norm, which has no float64, and max-pooling behind it, against the form tested above."""
+    """Compares fused batch norm, which has no float64 version, and max-pooling after it with the form tested above."""
 
     def gradients(phi=None, meta_gradient=maml):
         model = keras.Sequential([keras.layers.Input((28, 28, 1))])
@@ -283,7 +283,7 @@ def test_one_stacked_program_equals_branches(float64, small_model, glyphs, seque
 
 
 class Subclassed(keras.Model):
-    """A model whose layers only Python knows."""
+    """A subclassed model, whose structure Keras does not know."""
 
     def __init__(self, model):
         super().__init__()
@@ -313,7 +313,7 @@ def test_compiled_equals_eager(float64, small_model, glyphs, request):
 
 
 def test_the_sum_of_the_losses_counts_not_their_mean(float64, small_model, glyphs):
-    """A minibatch with every sample twice makes an SGD step twice as long."""
+    """With every sample twice in a minibatch, an SGD step is twice as long."""
     batch = tasks.training_tasks(glyphs, iteration=0, **(TRAINING | {"steps": 1}))
     steps = []
     for minibatches in (batch.minibatches, np.tile(batch.minibatches, 2)):
@@ -377,7 +377,7 @@ def test_the_model_receives_phi(small_model, glyphs):
     assert one.model is model
 
 
-# --- what does not serve -----------------------------------------------------------------------------------------
+# --- rejected arguments ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -409,7 +409,7 @@ def test_first_order_maml_needs_a_last_minibatch_apart(small_model, glyphs):
 
 
 def test_a_decision_by_a_tensor_is_refused_in_one_line(small_model, glyphs):
-    """Nothing rewrites Python's own if and for into a graph's."""
+    """Python's own if and for are not converted to graph operations."""
     batch = tasks.training_tasks(glyphs, iteration=0, **TRAINING)
 
     def loss(labels, logits):
@@ -435,7 +435,7 @@ def test_what_a_meta_gradient_raises_comes_in_one_line(small_model, glyphs):
 
 
 def test_an_inner_optimizer_may_have_a_schedule(small_model, glyphs):
-    """It counts steps over all tasks, as Adam does."""
+    """The schedule counts steps over all tasks, as Adam does."""
     batch = tasks.training_tasks(glyphs, iteration=0, **TRAINING)
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0], [1e-2, 0.0])
     moved = [learner(small_model(), sgd(rate)).step(batch, 0.1) for rate in (schedule, 1e-2)]

@@ -1,4 +1,4 @@
-"""Photographs in three sets: the store, what makes it anew, bad files, and the run script on them."""
+"""Tests of photographs in three sets: the store and its renewal, bad files, and the run script."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from reptile_tf.data import cache, folder, listing, miniimagenet
 from reptile_tf.errors import UserError
 
 CLASSES = {"train": 5, "val": 4, "test": 4}
-PREFIX = {"train": "n", "val": "v", "test": "t"}  # no class is in two sets
+PREFIX = {"train": "n", "val": "v", "test": "t"}  # so that no class is in two sets
 TINY = [
     "--classes=3", "--shots=1", "--train-shots=4", "--filters=4", "--inner-batch=6", "--inner-iters=2",
     "--meta-batch=2", "--meta-iters=6", "--eval-interval=3", "--eval-tasks=2", "--eval-iters=1", "--eval-samples=3",
@@ -22,7 +22,7 @@ TINY = [
 
 @pytest.fixture
 def photographs(tmp_path):
-    """A folder of photographs: five images in most classes, seven in one."""
+    """A folder of photographs, with five images in most classes and seven in one."""
     rng = np.random.default_rng(0)
     for part, count in CLASSES.items():
         for label in range(count):
@@ -35,7 +35,7 @@ def photographs(tmp_path):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """The number of files in each call of `folder.decode`."""
+    """Records the number of files in each call of `folder.decode`."""
     calls = []
     original = folder.decode
     monkeypatch.setattr(
@@ -130,7 +130,7 @@ def test_skipped_files_are_named_and_leave_no_gap(photographs, capsys):
         np.testing.assert_array_equal(loaded.of_class(0), expected.of_class(0)[1:])
         np.testing.assert_array_equal(loaded.of_class(1), np.delete(expected.of_class(1), 2, axis=0))
         np.testing.assert_array_equal(loaded.of_class(12), expected.of_class(12)[:4])
-    with pytest.raises(UserError, match="cannot read"):  # the flag is part of what the store was made for
+    with pytest.raises(UserError, match="cannot read"):  # the store depends on the flag
         miniimagenet.load(photographs)
 
 
@@ -143,7 +143,7 @@ def test_sixty_thousand_files_are_looked_over_in_under_two_seconds(photographs):
                 os.link(photographs / "train" / "n0" / "0.JPEG", photographs / part / name / f"{number}.JPEG")
     every = [entry for files in listing.of(photographs).classes.values() for entry in files]
     assert len(every) > 60_000
-    began = time.process_time()  # other work on the machine is not to count
+    began = time.process_time()  # excludes other work on the machine
     listing.of(photographs)
     cache.fingerprint(photographs, every, "")
     assert time.process_time() - began < 2
@@ -165,7 +165,7 @@ def test_a_missing_folder_is_named(tmp_path, photographs, missing, message):
 
 @pytest.fixture
 def run(capsys, tmp_path, photographs, monkeypatch):
-    """The run script in this process, with the threads that it has: exit code, output, errors."""
+    """A function that runs the run script in this process, with its threads; returns exit code, output and errors."""
     monkeypatch.setattr(device, "configure", lambda *_: device.Placement(False, {}, "device: none"))
 
     def call(*arguments):
@@ -192,7 +192,7 @@ def test_a_run_trains_looks_at_validation_classes_and_evaluates_all_three(run, t
     assert [set(classes.names) for classes in looked_at] == [{f"val/v{i}" for i in range(4)}]
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert [part for part in results if part in CLASSES] == ["train", "val", "test"]
-    # Never under the name of Mini-ImageNet, which these photographs are not.
+    # These photographs are not Mini-ImageNet, and must not be called that.
     assert results["task"] == f"photographs of {photographs}, 1-shot 3-way"
     assert f"photographs of {photographs}: 13 classes, 67 images" in said
     code, said, _ = run("--pretrained", "--transductive")
@@ -227,7 +227,7 @@ def test_the_folder_of_all_data_sets_is_not_the_one_of_photographs(photographs):
 def test_the_papers_images_are_decoded_as_its_code_does_it_and_all_others_as_viewers_show_them(
     photographs, monkeypatch, capsys
 ):
-    """Without the orientation in the EXIF data; and an image in two sets, which the paper's may have, is but said."""
+    """The paper's code ignores EXIF orientation. An image in two sets of the paper's only causes a warning."""
     exif = Image.Exif()
     exif[0x112] = 6
     ramp = Image.fromarray(np.tile(np.arange(84, dtype=np.uint8)[:, None, None], (1, 84, 3)))

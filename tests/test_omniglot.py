@@ -1,6 +1,6 @@
-"""Omniglot from both its sources, its store, and what the user hears when files are missing or damaged.
+"""Tests of Omniglot from both sources, its store, and the messages about missing or damaged files.
 
-Most tests use a small made-up set in Omniglot's layout. OMNIGLOT_ZIPS names a folder with the real archives
+Most tests use a small synthetic set in Omniglot's layout. OMNIGLOT_ZIPS names a folder with the real archives
 images_background.zip and images_evaluation.zip.
 """
 
@@ -34,7 +34,7 @@ def draw(seed: int) -> Image.Image:
 
 @pytest.fixture
 def data_dir(tmp_path, monkeypatch):
-    """Two parts, three alphabets, four characters of 20 noise drawings."""
+    """A folder with two parts, three alphabets and four characters of 20 noise drawings each."""
     monkeypatch.setattr(omniglot, "_ALPHABETS", TABLE)
     names = [("images_background", "Latin", 1), ("images_background", "Latin", 2)]
     names += [("images_background", "Greek", 1), ("images_evaluation", "Tengwar", 1)]
@@ -88,7 +88,7 @@ def test_the_store_spares_the_decoding_even_after_a_move(data_dir, tmp_path_fact
 
 
 def test_the_images_are_mapped_into_memory_also_those_of_rotated_parts(data_dir):
-    """So that the processes of a machine share them."""
+    """The processes of a machine then share them."""
     images = omniglot.load_raw(data_dir)
     assert isinstance(images.images.base, np.memmap)
     turned = images.split(2, seed=0)[0].with_rotations()
@@ -98,7 +98,7 @@ def test_the_images_are_mapped_into_memory_also_those_of_rotated_parts(data_dir)
 
 def test_the_store_notices_a_changed_drawing_of_the_same_length(data_dir):
     file = data_dir / "images_background" / "Greek" / "character01" / "0003_07.png"
-    file.write_bytes(file.read_bytes().ljust(3000))  # bytes after a PNG's end do not count
+    file.write_bytes(file.read_bytes().ljust(3000))  # bytes after a PNG's end are ignored
     before = omniglot.load_raw(data_dir)
     draw(1000).save(file)
     file.write_bytes(file.read_bytes().ljust(3000))
@@ -205,7 +205,7 @@ def test_a_damaged_drawing_is_named(data_dir, harm):
 
 
 def test_a_drawing_of_another_format_is_named(data_dir, monkeypatch):
-    """Pillow would start Ghostscript for this one."""
+    """Pillow would start Ghostscript for this format."""
     file = data_dir / "images_evaluation" / "Tengwar" / "character01" / "0004_13.png"
     Image.new("RGB", (105, 105)).save(file, "EPS")
     monkeypatch.setattr("PIL.EpsImagePlugin.EpsImageFile.load", lambda self: pytest.fail("opened as EPS"))
@@ -248,7 +248,7 @@ def real(real_dir):
 
 @pytest.fixture
 def mirror(tmp_path):
-    """A folder with the archives that TensorFlow Datasets wants; the two subsets, unused here, hold but one drawing."""
+    """A folder with the archives for TensorFlow Datasets. The two subsets, unused here, hold only one drawing."""
     folder = tmp_path / "mirror"
     folder.mkdir()
     for part in ("images_background", "images_evaluation"):
@@ -264,7 +264,7 @@ def mirror(tmp_path):
 
 @pytest.fixture
 def tfds(mirror, monkeypatch):
-    """TensorFlow Datasets, quiet, and with a local server in the place of Omniglot's."""
+    """TensorFlow Datasets without output, and with a local server instead of Omniglot's."""
     module = pytest.importorskip("tensorflow_datasets")
     pytest.importorskip("importlib_resources", reason="tensorflow_datasets needs it but does not ask for it")
     from tensorflow_datasets.image_classification import omniglot as builder
@@ -274,7 +274,7 @@ def tfds(mirror, monkeypatch):
             pass
 
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    module.disable_progress_bar()  # it takes longer than the unpacking
+    module.disable_progress_bar()  # it takes longer than unpacking
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=mirror)) as server:
         base = f"http://127.0.0.1:{server.server_port}"
         urls = {key: f"{base}/{url.rpartition('/')[2]}" for key, url in builder._DL_URLS.items()}
@@ -286,7 +286,7 @@ def tfds(mirror, monkeypatch):
 
 
 def timed(load):
-    """Seconds of processor time and result of the quickest of three calls: other programs may run at the same time."""
+    """Returns processor time in seconds and result of the fastest of three calls, since the machine may be busy."""
     times = []
     for _ in range(3):
         start = time.process_time()
@@ -344,7 +344,7 @@ def test_a_download_that_fails_names_the_way_out(tfds, tmp_path, monkeypatch):
 
 
 def test_processes_prepare_tensorflow_datasets_one_at_a_time(tmp_path, monkeypatch):
-    """Preparing ends in a rename that fails if another process has been there meanwhile."""
+    """Preparation ends with a rename, which fails if another process has finished in the meantime."""
     prepared = []
 
     class Builder:

@@ -1,4 +1,4 @@
-"""Whether TensorFlow uses oneDNN changes the last bits: it belongs to a run, and is kept when that is resumed."""
+"""Tests that a resumed run keeps its setting of oneDNN, which affects the last bits of results."""
 
 import json
 import os
@@ -23,7 +23,7 @@ TINY = [
 
 
 def run(folder, *arguments, **more):
-    """What a run prints, begun without the variable unless `more` has it."""
+    """Returns a run's output. The environment variable is unset unless `more` sets it."""
     environment = {name: value for name, value in os.environ.items() if name != VARIABLE} | more
     command = [sys.executable, str(ROOT / "run_omniglot.py"), *arguments, f"--checkpoint={folder}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder.parent, env=environment)

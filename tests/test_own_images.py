@@ -1,4 +1,4 @@
-"""run_folder.py: from a folder of photographs to numbers, pictures and a learner."""
+"""Tests of run_folder.py, from a folder of photographs to results, figures and a learner."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ TINY = (
 
 @pytest.fixture
 def main(monkeypatch, capsys, tmp_path):
-    """Runs the script's main function in a folder with seven classes in photos/: (exit code, output, error line)."""
+    """A function that runs the script where photos/ has seven classes; returns exit code, output and error line."""
     monkeypatch.setattr(device, "configure", lambda *_: device.Placement(False, {}, "device: as the tests have it"))
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
@@ -63,7 +63,7 @@ def test_a_folder_of_ones_own_is_trained_on_evaluated_and_loaded(main, tmp_path)
             assert min(image.size) > 200
     learner = rt.load(run)
     assert learner.model.input_shape == (None, 16, 16, 1)
-    (tmp_path / "photos" / "kind 0" / "0.jpg").unlink()  # its store is made anew; the split stays
+    (tmp_path / "photos" / "kind 0" / "0.jpg").unlink()  # the store is rebuilt, and the split stays the same
     code, out, _ = main("--pretrained", "--data-dir=photos", "--checkpoint=run", "--eval-samples=2", "--shots=1")
     assert code == 0
     assert (run / "classes-1shot.json").exists()
@@ -87,7 +87,7 @@ def test_a_run_starts_from_what_another_has_learned(main, tmp_path):
     assert (code, error) == (0, "")
     assert "starting from the weights in run" in out
     np.testing.assert_allclose(rt.load("next").phi, first, atol=1e-6)
-    shutil.move("run", "moved")  # a resumed run has its weights
+    shutil.move("run", "moved")  # it contains the weights of a resumed run
     code, out, error = main(*TINY, "--checkpoint=next", "--init-from=run", "--meta-step=1e-9", "--meta-step-final=1e-9")
     assert (code, error) == (0, "")
     shutil.move("moved", "run")

@@ -1,4 +1,4 @@
-"""The package as pip builds and installs it, out of the files that git tracks, away from the checkout."""
+"""Tests of the package as pip builds and installs it, from the files that git tracks, outside the checkout."""
 
 import ast
 import os
@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = sorted(path.relative_to(ROOT) for path in (ROOT / "reptile_tf").rglob("*.py"))
 COMMANDS = ("classify", "fetch", "launch", "tfjs")
 TRAINING = ["--source=glyphs", "--filters=4", "--meta-iters=2", "--eval-samples=2", "--eval-iters=1", "--eval-tasks=1"]
-# Everything that there is to import, by the names that the documentation uses and module by module.
+# Imports everything, by the names in the documentation and module by module.
 IMPORTS = """
 import importlib, pathlib, pkgutil, sys
 import reptile_tf
@@ -38,7 +38,7 @@ def test_type_checkers_see_the_public_names_that_a_program_gets():
         alias.asname: node.module.removeprefix("reptile_tf").removeprefix(".")
         for node in block.body
         for alias in node.names
-        if alias.asname == alias.name  # else it is none of the package's names
+        if alias.asname == alias.name  # otherwise it is not one of the package's names
     }
     assert homes == reptile_tf._HOMES | dict.fromkeys(reptile_tf._MODULES, "")
     assert sorted(homes) == reptile_tf.__all__
@@ -46,7 +46,7 @@ def test_type_checkers_see_the_public_names_that_a_program_gets():
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """What a fresh checkout would have: the tracked files alone."""
+    """A copy of the tracked files only, like a fresh checkout."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
         pytest.skip("no git checkout: which files belong to the package is not known")
@@ -59,7 +59,7 @@ def tree(tmp_path_factory):
 
 
 def pip(python, *arguments):
-    """Runs pip as a user would who has no pins."""
+    """Runs pip without the pinned versions."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PIP_CONSTRAINT", "PYTHONPATH")}
     command = [python, "-m", "pip", "--disable-pip-version-check", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -84,10 +84,10 @@ def test_the_wheel_has_every_module_and_says_that_it_is_typed(tree, tmp_path):
 
 @pytest.mark.slow
 def test_pip_installs_it_into_an_empty_environment_without_the_pins(tree, tmp_path):
-    """Needs what pip needs: the network, or its cache."""
+    """This needs the network or pip's cache."""
     venv.create(tmp_path / "empty", with_pip=True)
     python = tmp_path / "empty" / "bin" / "python"
-    pip(python, "install", "--quiet", "--no-compile", str(tree))  # modules are compiled when they are imported
+    pip(python, "install", "--quiet", "--no-compile", str(tree))  # modules are compiled on import
     pip(python, "check")
     for script in ("run_omniglot.py", "run_miniimagenet.py"):
         shutil.copy(tree / script, tmp_path)
@@ -108,6 +108,6 @@ def test_pip_installs_it_into_an_empty_environment_without_the_pins(tree, tmp_pa
     for command in (["run_omniglot.py"], ["run_miniimagenet.py"], *(["-m", f"reptile_tf.{m}"] for m in COMMANDS)):
         assert run(*command, "--help").strip(), command
     run("-m", "reptile_tf.fetch", "omniglot", code=1)
-    assert (tmp_path / "data").is_dir()  # where data sets go: the current folder, not site-packages
+    assert (tmp_path / "data").is_dir()  # data sets go into the current folder, not into site-packages
     run("run_omniglot.py", *TRAINING)
     assert f'"reptile-tf": "{reptile_tf.__version__}"' in (tmp_path / "model_checkpoint" / "results.json").read_text()

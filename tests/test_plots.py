@@ -1,4 +1,4 @@
-"""The pictures of a run."""
+"""Tests of a run's figures."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The weights that come with the package, and the notebook that shows them."""
+"""Tests of the pretrained weights in the repository, and of the notebook that demonstrates them."""
 
 import os
 import pathlib
@@ -40,7 +40,7 @@ def test_the_weights_are_of_the_papers_whole_setting():
 
 @pytest.mark.slow
 def test_the_weights_classify_shapes_of_another_alphabet():
-    """On glyphs, which they never saw, one drawing each."""
+    """The shapes are glyphs, which were not in the training data, with one drawing each."""
     settings = Settings(eval_samples=50, shots=1, transductive=True, seed=3)
     accuracy = reptile_tf.meta_test(reptile_tf.load(WEIGHTS), data.glyphs.load(), settings)
     assert accuracy.accuracy - accuracy.ci95 > 0.8
@@ -48,7 +48,7 @@ def test_the_weights_classify_shapes_of_another_alphabet():
 
 @pytest.mark.slow
 def test_the_notebook_adapts_and_shows_that_meta_training_pays():
-    """Run from top to bottom: on real Omniglot if OMNIGLOT_DIR names it, else on glyphs."""
+    """The whole notebook runs, on real Omniglot if OMNIGLOT_DIR names it, otherwise on glyphs."""
     notebook = nbformat.read(ROOT / "examples" / "few_shot.ipynb", as_version=4)
     where = {"metadata": {"path": str(ROOT / "examples")}}
     nbclient.NotebookClient(notebook, timeout=waiting.LIMIT, resources=where).execute()

@@ -1,4 +1,4 @@
-"""A problem is a module; what its folder records is enough to load what was trained, and to refuse anything else."""
+"""Tests of problems: a module defines one, and a run's folder records enough to load it and to reject any other."""
 
 import dataclasses
 import pathlib
@@ -16,7 +16,7 @@ from reptile_tf.errors import UserError
 from reptile_tf.settings import Settings
 
 ROOT = pathlib.Path(__file__).parent.parent
-# All that somebody has to write.
+# The complete code of a new problem.
 MODULE = '''
 """Stripes: which of two edges of a small picture is bright."""
 
@@ -50,7 +50,7 @@ SETTINGS = Settings(
 
 @pytest.fixture
 def stripes(tmp_path, monkeypatch):
-    """A problem beside those of the package."""
+    """A problem in addition to the package's own."""
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "stripes.py").write_text(MODULE)
     monkeypatch.setattr(problems, "__path__", [*problems.__path__, str(tmp_path / "modules")])
@@ -69,7 +69,7 @@ def test_a_new_problem_is_a_module_of_twenty_lines(stripes, tmp_path, capsys, mo
     assert (code, said.err) == (0, "")
     assert re.search(r"stripes: 8 classes, 32 images.*test accuracy: ", said.out, re.S)
     assert rt.load(folder).model.output_shape == (None, 2)
-    assert cli.main(["run_stripes.py", *tiny, "--source=raw"], "What it does.", stripes) == 2  # a flag of Omniglot's
+    assert cli.main(["run_stripes.py", *tiny, "--source=raw"], "What it does.", stripes) == 2  # a flag of Omniglot
 
 
 def small(units=3, **dense):
@@ -100,7 +100,7 @@ def test_what_the_library_trained_is_loaded_by_its_folder(classes, tmp_path):
 def test_a_folder_takes_the_same_network_by_whatever_names(classes, tmp_path):
     folder = tmp_path / "run"
     rt.meta_train(small(), classes, SETTINGS, folder=rt.RunFolder(folder))
-    rt.meta_train(small(), classes, SETTINGS, folder=rt.RunFolder(folder))  # its layers have other names
+    rt.meta_train(small(), classes, SETTINGS, folder=rt.RunFolder(folder))  # the layers have other names
 
 
 def described(*layers):
@@ -109,14 +109,14 @@ def described(*layers):
 
 
 def test_a_layer_may_be_named_as_an_activation_is():
-    """As Keras names the first softmax or elu of a process."""
+    """Keras gives the first softmax or elu layer of a process such a name."""
     one, other, another = (
         described(keras.layers.Dense(2, activation), keras.layers.Softmax(name=name))
         for activation, name in (("softmax", "softmax"), ("softmax", "softmax_1"), ("relu", "softmax_1"))
     )
     assert configuration._other_network(one, other) == []
     assert configuration._other_network(one, another) == ["the run's network has other layers than this one"]
-    assert configuration._other_network(one, another | {"keras": "0"}) == []  # it may use other words
+    assert configuration._other_network(one, another | {"keras": "0"}) == []  # other versions may use other terms
 
 
 def test_a_lambda_may_move_in_its_file():

@@ -1,4 +1,4 @@
-"""What the library logs: warnings alone, unless a program asks for more; the commands show all of it."""
+"""Tests of logging: the library logs only warnings unless a program asks for more; commands show everything."""
 
 import logging
 import subprocess

@@ -1,4 +1,4 @@
-"""Dropout and its kin: masks out of the run's own generator while adapting, none when classifying."""
+"""Tests of dropout and similar layers: random masks from the run's seed while adapting, none when classifying."""
 
 import keras
 import numpy as np
@@ -33,7 +33,7 @@ def drawn(glyphs, count=2, **options):
 
 
 def identity(ways=8):
-    """A network whose weights move exactly where the inputs are not dropped."""
+    """Builds a learner whose weights change exactly where inputs are not dropped."""
     model = keras.Sequential([L.Input((ways,)), L.Dropout(0.5), L.Dense(1, use_bias=False, kernel_initializer="zeros")])
     return MetaLearner(
         model, keras.optimizers.SGD(1.0), keras.optimizers.SGD(), meta_batch=2, loss=lambda y, out: tf.reduce_sum(out)
@@ -42,7 +42,7 @@ def identity(ways=8):
 
 @pytest.mark.slow
 def test_masks_differ_from_step_to_step_and_task_to_task():
-    """On inputs of ones a step moves each weight by -2, or not at all where its input is dropped."""
+    """With inputs of one, a step changes each weight by -2, or by nothing if its input is dropped."""
     one, steps = identity(64), 20
     seeds = np.array([[1, 2], [3, 4]], np.int32)
     ones = Tasks(np.ones([2, 1, 64]), np.ones([2, 1]), np.zeros([2, steps, 1], np.int32), seed=seeds)
@@ -69,7 +69,7 @@ def test_two_layers_of_one_model_have_masks_of_their_own():
 @pytest.mark.slow
 @pytest.mark.parametrize("options", MODES, ids=str)
 def test_a_tasks_result_does_not_depend_on_who_else_runs(glyphs, options):
-    if "sequential" in options:  # where Adam's state is passed on
+    if "sequential" in options:  # Adam's state is passed on
         one = MetaLearner(dropping(), keras.optimizers.SGD(0.01), keras.optimizers.SGD(), **options)
     else:
         one = learner(dropping(), **options)
@@ -92,7 +92,7 @@ def test_the_same_tasks_give_the_same_bits(glyphs, options):
     for name, value in states[0].items():
         np.testing.assert_array_equal(states[1][name], value, err_msg=name)
     other = drawn(glyphs)
-    one.step(other._replace(seed=other.seed + 1), 0.5)  # and other seeds other ones
+    one.step(other._replace(seed=other.seed + 1), 0.5)  # other seeds give other masks
     again = learner(dropping(), **options)
     again.restore(states[0])
     again.step(other, 0.5)
@@ -112,7 +112,7 @@ def test_all_algorithms_take_random_layers(glyphs, meta_gradient):
 
 @pytest.mark.parametrize("options", MODES, ids=str)
 def test_classifying_drops_nothing_but_norms_by_the_batch(float64, glyphs, options):
-    """Without adaptation, against the same weights in a model without random layers."""
+    """Compares, without adaptation, with the same weights in a model without random layers."""
     stock = dropping(0.0)
     model = dropping(0.9)
     model.set_weights([w if w.dtype != np.int64 else np.array([1, 0]) for w in stock.get_weights()])

@@ -1,4 +1,4 @@
-"""Training on tasks of any kind, by any loss, and who is told of it."""
+"""Tests of training on the user's own tasks, with the user's own loss and callbacks."""
 
 import functools
 
@@ -25,7 +25,7 @@ def absolute(y, outputs):
 
 
 def lines(slope, *, iteration, first, count):
-    """Straight lines of about a slope through ten points, three minibatches of four."""
+    """Draws tasks of straight lines with similar slopes: ten points each, and three minibatches of four."""
     of_task = [tasks.generator(0, tasks.TRAINING, iteration, task) for task in range(first, first + count)]
     x = np.stack([rng.normal(size=(10, 1)).astype(np.float32) for rng in of_task])
     y = np.stack([(slope + rng.normal()) * of for rng, of in zip(of_task, x, strict=True)]).astype(np.float32)
@@ -118,7 +118,7 @@ def test_the_default_loss_needs_no_name():
 
 
 def test_classes_of_any_arrays_are_learned_and_tested_on(tmp_path):
-    """Embeddings: points about centres, float32 and not scaled."""
+    """The classes are embeddings: points around centres, float32 and unscaled."""
     rng = np.random.default_rng(0)
     groups = {str(i): (rng.normal(size=16) + 0.3 * rng.normal(size=(8, 16))).astype(np.float32) for i in range(30)}
     settings = rt.Settings(

@@ -1,4 +1,4 @@
-"""Workers, here threads of one process, share a meta-batch and an evaluation and end where one worker would."""
+"""Tests that workers, here threads, share a meta-batch and an evaluation with the same result as one worker."""
 
 import functools
 import threading
@@ -32,7 +32,7 @@ def test_each_task_has_one_worker(count, tasks):
 
 
 class Threads(Cluster):
-    """Workers that are threads of this process."""
+    """A cluster whose workers are threads of this process."""
 
     from_chief = _Workers.from_chief
 
@@ -49,14 +49,14 @@ class Threads(Cluster):
 
 
 def by_threads(count, work):
-    """What `work` gives for the cluster of each of so many workers."""
+    """Calls `work` with each worker's cluster, for `count` workers in threads; returns the results."""
     barrier, given = threading.Barrier(count), [None] * count
 
     def guarded(worker):
         try:
             return work(worker)
         except BaseException:
-            barrier.abort()  # or the others would wait for ever
+            barrier.abort()  # otherwise the others would wait forever
             raise
 
     with ThreadPoolExecutor(count) as pool:
@@ -77,7 +77,7 @@ def by_threads(count, work):
     ],
 )
 def test_all_workers_end_where_one_would(float64, small_model, glyphs, meta_batch, stacked, inner):
-    """Three workers of a meta-batch that they do not divide evenly, or that has no task for two of them."""
+    """Three workers share a meta-batch that is not divisible by three, or that leaves two of them without a task."""
 
     def learn(cluster):
         learner = MetaLearner(
@@ -101,7 +101,7 @@ def test_all_workers_end_where_one_would(float64, small_model, glyphs, meta_batc
 @pytest.mark.slow
 @pytest.mark.parametrize("chief", [1, 2])
 def test_workers_with_other_numbers_of_cores_share_an_evaluation(float64, monkeypatch, small_model, glyphs, chief):
-    """Of the last round one worker has no task."""
+    """In the last round one worker has no task."""
     own = threading.local()
     monkeypatch.setattr(device, "cores", lambda: getattr(own, "cores", 2))
 

@@ -1,4 +1,4 @@
-"""Which classes go into which set: by shares, by a file of names, by folders; and Omniglot's own parts."""
+"""Tests of splits by shares, by a file of names, by folders, and by Omniglot's own parts."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def classes(names):
 
 @pytest.fixture
 def named(tmp_path):
-    """Makes a file of names."""
+    """A function that writes a file of names."""
 
     def make(text, encoding="utf-8"):
         (tmp_path / "names.txt").write_text(text, encoding)

@@ -1,4 +1,4 @@
-"""Sampling: what the original code draws and deals, from a generator that can start anywhere."""
+"""Tests of sampling: tasks and minibatches as in the original code, from a generator that can start at any task."""
 
 import dataclasses
 
@@ -18,12 +18,12 @@ def numbers(seed=0):
 
 @pytest.fixture(scope="module")
 def numbered(glyphs):
-    """Forty classes of eight images, each a single number: those of class c are 8 c to 8 c + 7."""
+    """Forty classes of eight images. Each image is one number; those of class c are 8 c to 8 c + 7."""
     return dataclasses.replace(glyphs, images=np.arange(320, dtype=np.uint16).reshape(320, 1, 1, 1))
 
 
 def drawn_for(purpose, classes, count):
-    """The images of many tasks as class and number within it, int [task, label, image] each, the query's last."""
+    """Returns class and number within it of the images of tasks, int [task, label, image] each; the query is last."""
     common = {"way": 5, "batch": 5, "steps": 2, "seed": 0, "count": count}
     if purpose == "training":
         x = tasks.training_tasks(classes, iteration=0, shots=3, query_shots=1, **common).x.reshape(count, 5, 3)
@@ -39,7 +39,7 @@ def test_minibatches_are_dealt_from_shuffles_and_may_straddle_them():
         assert sorted(shuffle) == [0, 1, 2, 3, 4]
     shuffles = {tuple(shuffle) for shuffle in dealt.ravel().reshape(6, 5)}
     assert len(shuffles) > 1
-    assert any(len(set(minibatch)) < 3 for minibatch in dealt)  # one that straddles has some sample twice
+    assert any(len(set(minibatch)) < 3 for minibatch in dealt)  # a minibatch across two shuffles has a sample twice
 
 
 def test_with_replacement_minibatches_are_drawn_apart_but_no_sample_twice_in_one():
@@ -76,7 +76,7 @@ def test_label_i_is_the_ith_class_drawn_and_indexes_reach_its_images(glyphs):
 
 @pytest.mark.parametrize("purpose", ["training", "evaluation"])
 def test_every_class_has_every_label_equally_often(numbered, purpose):
-    """Each of 40 classes each of 5 labels 25 times, give or take 5."""
+    """Each of 40 classes gets each of 5 labels 25 times, with a standard deviation of 5."""
     classes, _ = drawn_for(purpose, numbered, 1000)
     for label in range(5):
         counts = np.bincount(classes[:, label, 0], minlength=40)
@@ -85,14 +85,14 @@ def test_every_class_has_every_label_equally_often(numbered, purpose):
 
 @pytest.mark.parametrize("purpose", ["training", "evaluation"])
 def test_every_image_of_a_class_is_the_query_equally_often(numbered, purpose):
-    """Each of 8 images 625 times, give or take 25."""
+    """Each of 8 images is the query 625 times, with a standard deviation of about 25."""
     _, images = drawn_for(purpose, numbered, 1000)
     counts = np.bincount(images[:, :, -1].ravel(), minlength=8)
     assert 500 < counts.min() <= counts.max() < 750
 
 
 def test_training_looks_and_evaluation_draw_other_tasks(numbered):
-    """Of the same seed, iteration and number."""
+    """This holds for the same seed, iteration and task number."""
     streams = tasks.TRAINING, tasks.MONITORING, tasks.EVALUATION
     assert len({tasks.generator(0, stream, 0, 0).random() for stream in streams}) == 3
     in_training, in_evaluation = (drawn_for(purpose, numbered, 20)[0] for purpose in ("training", "evaluation"))
@@ -185,7 +185,7 @@ def test_a_task_of_an_evaluation_says_what_classes_it_is_of(glyphs):
 
 @pytest.mark.parametrize("seed", range(40))
 def test_tasks_are_drawn_as_numpy_draws_without_replacement(seed):
-    """Class by class, whatever their sizes; turned and mirrored classes, too; large samples, too."""
+    """This holds for classes of any sizes, rotated and mirrored classes, and large samples."""
     rng = np.random.default_rng(seed)
     groups = {str(i): rng.integers(0, 256, (int(rng.integers(9, 90)), 4, 4, 1), np.uint8) for i in range(100)}
     classes = ImageClasses.from_groups(groups)

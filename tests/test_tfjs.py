@@ -1,6 +1,6 @@
-"""The export for TensorFlow.js, and the browser's computation against Python's.
+"""Tests of the export for TensorFlow.js, and of the browser's results against Python's.
 
-What runs in Node needs demo/node_modules (`npm ci` there); what runs on real drawings needs OMNIGLOT_DIR.
+Tests in Node need demo/node_modules (`npm ci` there). Tests on real drawings need OMNIGLOT_DIR.
 """
 
 import json
@@ -58,7 +58,7 @@ def exported(trained, tmp_path_factory):
 
 
 def arrays(folder, file, specs):
-    """The arrays of a .bin, by name."""
+    """Returns the arrays in a .bin file, by name."""
     values = np.fromfile(folder / file, "<f4")
     ends = np.cumsum([np.prod(spec["shape"], dtype=int) for spec in specs])
     assert ends[-1] == len(values)
@@ -108,7 +108,7 @@ def test_it_says_what_the_page_needs(exported):
 
 
 def test_the_reference_is_what_the_learner_does(trained, exported):
-    """By stock Keras there, on one flat vector with fused layers here."""
+    """The reference uses stock Keras; the learner uses one flat vector and fused layers."""
     expected, learner = reference(exported), load(trained)
     adapted = learner.adapt(expected["support"], np.arange(3), steps=10, batch=3).model()
     batch = np.concatenate([expected["support"], expected["query"]])
@@ -118,7 +118,7 @@ def test_the_reference_is_what_the_learner_does(trained, exported):
 
 
 def in_javascript(folder):
-    """What the browser's code makes of an exported model."""
+    """Returns the results of the browser's code for an exported model."""
     done = subprocess.run(
         ["node", "test/steps.js", folder], cwd=DEMO, capture_output=True, text=True, timeout=waiting.LIMIT, check=False
     )
@@ -154,7 +154,7 @@ def test_other_models_too(kind, tmp_path, small_model):
     ours, expected, before = in_javascript(tmp_path), reference(tmp_path), weights(tmp_path)
     np.testing.assert_allclose(ours["before"], expected["logits_before"], atol=1e-3)
     for name, values in ours["weights"].items():
-        # In steps: Adam's first steps after a short training are large, and rounding grows with them.
+        # The error is relative to the step: Adam's first steps after short training are large, and so is the rounding.
         assert relative(np.reshape(values, before[name].shape), expected[f"after/{name}"], before[name]) < 0.05, name
 
 
@@ -213,7 +213,7 @@ def test_layers_that_would_compute_differently_are_refused(layer, message, tmp_p
 
 
 def learner_of(folder):
-    """The learner in an exported folder, rebuilt for Python."""
+    """Rebuilds the learner in an exported folder."""
     said = described(folder)
     settings = Settings(
         classes=said["ways"], filters=said["filters"], shots=1, learning_rate=said["optimizer"]["learning_rate"]
@@ -222,7 +222,7 @@ def learner_of(folder):
     phi, moments = weights(folder), arrays(folder, "moments.bin", said["moments"])
     names = ["/".join(variable.path.split("/")[-2:]) for variable in learner.model.trainable_variables]
 
-    def flat(values):  # without biases before a batch norm
+    def flat(values):  # biases before a batch norm are missing
         shapes = [variable.shape for variable in learner.model.trainable_variables]
         return learner.network.flatten([values.get(n, np.zeros(s)) for n, s in zip(names, shapes, strict=True)])
 
@@ -233,11 +233,11 @@ def learner_of(folder):
 
 
 def predicted_in_javascript(pixels, folder):
-    """The classes that the browser's code gives the queries, int [task, query].
+    """Returns the classes that the browser's code predicts for the queries, int [task, query].
 
     Args:
-      pixels: uint8 [task, 2 * way, …], of each task the drawings to learn from and then the queries.
-      folder: for the files that carry them over.
+      pixels: uint8 [task, 2 * way, …], the support drawings of each task followed by its queries.
+      folder: folder for the files that pass them to Node.
     """
     (folder / "tasks.bin").write_bytes(pixels.astype(np.uint8).tobytes())
     (folder / "tasks.json").write_text(json.dumps({"ways": pixels.shape[1] // 2, "tasks": len(pixels)}))
@@ -251,7 +251,7 @@ def predicted_in_javascript(pixels, folder):
 @on_omniglot
 @pytest.mark.parametrize(("way", "least"), [(2, 0.9), (4, 0.75), (5, 0.65)])
 def test_the_demos_model_serves_other_numbers_of_classes(way, least, tmp_path):
-    """On test characters; the least is well below what DEMO_TASKS=200 gives."""
+    """The tasks are of test characters. `least` is well below the accuracy for DEMO_TASKS=200."""
     classes = PROBLEM.split(omniglot.load_raw(os.environ["OMNIGLOT_DIR"]), Settings())["test"]
     count = int(os.environ.get("DEMO_TASKS", "16"))
     batch = tasks.evaluation_tasks(classes, way=way, shots=1, batch=way, steps=0, seed=0, count=count)
@@ -265,7 +265,7 @@ def test_the_demos_model_serves_other_numbers_of_classes(way, least, tmp_path):
 @in_node
 @on_omniglot
 def test_the_demos_model_classifies_real_drawings_as_python_does(tmp_path):
-    """Task by task on test characters; DEMO_TASKS is how many (500 take minutes)."""
+    """Compares tasks of test characters. DEMO_TASKS is their number (500 take minutes)."""
     count = int(os.environ.get("DEMO_TASKS", "16"))
     learner, steps = learner_of(DEMO / "model")
     classes = PROBLEM.split(omniglot.load_raw(os.environ["OMNIGLOT_DIR"]), Settings())["test"]
@@ -282,4 +282,4 @@ def test_the_demos_model_classifies_real_drawings_as_python_does(tmp_path):
     print(f"TensorFlow.js {ours}, Python {pythons}")
     assert (predicted == expected).mean() >= 0.98
     assert abs(ours.accuracy - pythons.accuracy) <= pythons.ci95
-    assert ours.accuracy > (0.95 if count >= 500 else 0.8)  # few tasks are no measurement
+    assert ours.accuracy > (0.95 if count >= 500 else 0.8)  # a few tasks are only a rough check

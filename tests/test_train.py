@@ -1,4 +1,4 @@
-"""The training loop: resume, crash, interruption, divergence, and that it learns."""
+"""Tests of the training loop: resuming, crashes, interruption, divergence, and learning."""
 
 import dataclasses
 import os
@@ -30,12 +30,12 @@ SETTINGS = Settings(
 
 
 class Crash(BaseException):
-    """Stands for a power cut: no handler of the package may catch it."""
+    """Simulates a power failure, which no handler of the package may catch."""
 
 
 @pytest.fixture
 def at_step(monkeypatch, one_by_one):
-    """Calls a function before the step of a given number, counted over all runs of the test."""
+    """A function that makes the n-th step, counted over all runs of the test, call another function first."""
 
     def do(number, function):
         steps, count = MetaLearner.steps, [0]
@@ -57,7 +57,7 @@ def run(small_model, glyphs, folder, settings=SETTINGS):
 
 @pytest.fixture(scope="module")
 def whole(small_model, glyphs, tmp_path_factory):
-    """The folder and the state of a run that nothing disturbed."""
+    """The folder and the state of an undisturbed run."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     return folder, run(small_model, glyphs, folder)
 
@@ -96,7 +96,7 @@ def test_a_signal_saves_first_and_the_run_goes_on_to_the_same_weights(
 
 
 def points(folder):
-    """Of each tag the steps and values, as TensorBoard's library for programs reads them and as its pages do."""
+    """Returns each tag's steps and values, checked to be equal in TensorBoard's library and in its pages."""
     read = event_accumulator.EventAccumulator(str(folder / "events")).Reload()
     tags = read.Tags()["scalars"]
     assert sorted(tags) == ["accuracy", "meta_gradient_norm", "running_accuracy"]
@@ -113,9 +113,9 @@ def shown(folder, tag):
 
 @pytest.mark.slow
 def test_tensorboard_shows_each_step_once_after_crashes(small_model, glyphs, tmp_path, at_step):
-    """One validation is at the checkpoint's step, one between it and the crash, written by two runs and by the last."""
+    """One validation is at the checkpoint's step; one is between it and the crash, and is written by several runs."""
     folder, settings = tmp_path / "crashed", dataclasses.replace(SETTINGS, eval_interval=2)
-    for steps in (8, 4):  # both end before meta-iteration 8, the second one after it went on from 4
+    for steps in (8, 4):  # both crash before meta-iteration 8; the second resumes from 4
         at_step(steps, crash)
         with pytest.raises(Crash):
             run(small_model, glyphs, folder, settings)
@@ -130,7 +130,7 @@ def test_tensorboard_shows_each_step_once_after_crashes(small_model, glyphs, tmp
 
 @pytest.mark.slow
 def test_tensorboard_drops_what_tf_summary_wrote_after_the_checkpoint(small_model, glyphs, tmp_path, at_step):
-    """As tensors, which an earlier version did, and by a clock that was ahead."""
+    """An earlier version wrote tensors; here its clock was also ahead."""
     folder = tmp_path / "run"
     at_step(6, crash)
     with pytest.raises(Crash):
@@ -194,7 +194,7 @@ def test_a_model_for_other_images_or_ways_is_refused(small_model, glyphs):
 
 
 class Subclassed(keras.Model):
-    """The network in it, as a model whose layers Keras cannot see through."""
+    """A subclassed model around a network, whose structure Keras does not know."""
 
     def __init__(self, network):
         super().__init__()
@@ -255,7 +255,7 @@ def test_first_order_maml_gets_the_query_images_of_the_settings(small_model, gly
 
 
 def test_no_two_tasks_of_a_run_are_drawn_alike(small_model, glyphs, rehearsed, monkeypatch):
-    """Of training, of its validations, of the final evaluation."""
+    """This covers training, its validations and the final evaluation."""
     drawn, generator = [], tasks.generator
 
     def noted(*numbers):
@@ -285,7 +285,7 @@ def test_looks_are_in_the_way_that_the_settings_ask_for(
 
 @pytest.fixture
 def made(monkeypatch):
-    """A function from settings to what `make_learner` makes a learner of: both optimizers and the options."""
+    """A function that returns the optimizers and options with which `make_learner` makes a learner from settings."""
     cluster = Cluster()
 
     def make(**settings):
@@ -349,13 +349,13 @@ def test_a_folder_with_other_settings_is_refused_with_the_differences(tmp_path):
 
 
 def test_a_folder_in_which_nothing_was_saved_is_free_for_other_settings(tmp_path):
-    """As after a run that diverged at once."""
+    """A run that diverges at once leaves such a folder."""
     folder = RunFolder(tmp_path / "run")
     claim(folder, CONFIG, saved=False)
     (folder.path / "events").mkdir()
     claim(folder, CONFIG | {"settings": {"classes": 20}}, saved=False)
     assert folder.config()["settings"] == {"classes": 20}
-    (folder.path / "config.json").write_text('{"mine": 1}')  # no run's
+    (folder.path / "config.json").write_text('{"mine": 1}')  # not written by a run
     with pytest.raises(UserError, match="no run in .*cannot read config.json"):
         claim(folder, CONFIG)
     assert (folder.path / "config.json").read_text() == '{"mine": 1}'
@@ -374,7 +374,7 @@ def test_a_checkpoint_holds_the_moments_of_both_optimizers(small_model, tmp_path
     one, other = (learners.make_learner(small_model(), settings, 1.0) for _ in range(2))
     rng = np.random.default_rng(0)
     state = {name: rng.uniform(1, 9, value.shape).astype(value.dtype) for name, value in one.state().items()}
-    # Of each Adam the number of steps and both moments.
+    # Each Adam has its number of steps and both moments.
     assert list(state) == ["phi", *(f"inner/{i}" for i in range(3)), *(f"outer/{i}" for i in range(3))]
     one.restore(state)
     folder = RunFolder(tmp_path)

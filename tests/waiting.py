@@ -1,4 +1,4 @@
-"""Waiting for what happens, not for seconds: a busy machine may be many times slower than an idle one."""
+"""Waits for events instead of fixed times, since a busy machine may be many times slower than an idle one."""
 
 import subprocess
 import time
@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-LIMIT = 600  # seconds; only ends what would never end
+LIMIT = 600  # seconds; only ends a test that would otherwise hang
 
 
 def until(happens: Callable[[], object], process: subprocess.Popen | None = None) -> None:
-    """Waits until `happens()` is true; fails, and kills the process, if that ends before or it takes too long."""
+    """Waits until `happens()` is true. If the process ends first or it takes too long, kills the process and fails."""
     deadline = time.monotonic() + LIMIT
     while not happens():
         ended = process is not None and process.poll() is not None

@@ -1,4 +1,4 @@
-"""Runs as several processes on the loopback interface, small ones."""
+"""Starts small runs of several processes on the loopback interface."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from reptile_tf.checkpoint import RunFolder
 from reptile_tf.launch import _free_ports
 
 ROOT = pathlib.Path(__file__).parent.parent
-# A meta-batch that neither two nor three workers divide, and blocks of evaluation that are not filled.
+# The meta-batch is divisible by neither two nor three, and evaluation leaves blocks partly empty.
 TINY = [
     "--source=glyphs", "--filters=4", "--classes=3", "--shots=1", "--train-shots=4", "--inner-batch=6",
     "--inner-iters=3", "--meta-batch=5", "--meta-iters=20", "--save-interval=5", "--eval-interval=10",
@@ -22,7 +22,7 @@ TINY = [
 
 
 def start(command, **environment):
-    """A process, its output and errors together."""
+    """Starts a process, with its errors merged into its output."""
     return subprocess.Popen(
         [sys.executable, *command],
         stdout=subprocess.PIPE,
@@ -34,13 +34,13 @@ def start(command, **environment):
 
 
 def launched(count, folder, *flags, script="tests/run_float64.py", restarts=0):
-    """The launcher with `count` workers."""
+    """Starts the launcher with `count` workers."""
     options = ["--workers", str(count), "--restarts", str(restarts)]
     return start(["-m", "reptile_tf.launch", *options, script, *TINY, f"--checkpoint={folder}", *flags])
 
 
 def cluster(count, *flags, script="run_omniglot.py"):
-    """Workers without a launcher, and their addresses; `flags` may be functions of the worker's number."""
+    """Starts workers without a launcher; returns them and their addresses. Flags may be functions of the index."""
     addresses = [f"127.0.0.1:{port}" for port in _free_ports(count)]
     processes = []
     for index in range(count):
@@ -51,7 +51,7 @@ def cluster(count, *flags, script="run_omniglot.py"):
 
 
 def ended(process, code=0):
-    """Waits for a process's end; returns its lines, without those of TensorFlow's start."""
+    """Waits for a process to end; returns its output lines without those that TensorFlow prints at its start."""
     try:
         output, _ = process.communicate(timeout=waiting.LIMIT)
     finally:
@@ -67,7 +67,7 @@ def state(folder):
 
 
 def assert_close(folder, expected):
-    """States of two folders equal to 1e-9, relative."""
+    """Asserts that the states in two folders are equal, to a relative error of 1e-9."""
     ours, theirs = state(folder), state(expected)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():

@@ -1,4 +1,4 @@
-"""Wrong, damaged and hostile archives: refused before anything is unpacked, and deleted."""
+"""Tests that wrong, damaged and hostile archives are rejected before anything is unpacked, and deleted."""
 
 import resource
 import shutil
@@ -78,7 +78,7 @@ def test_an_archive_of_too_many_entries_is_refused(mirror, root, monkeypatch):
 
 
 def test_a_bomb_whose_directory_lies_about_its_size_is_refused(mirror, root):
-    """The entry says that it has ten bytes; unpacked it has a hundred million."""
+    """The entry declares ten bytes, but unpacks to a hundred million."""
     path = mirror / "images_background.zip"
     entry = "images_background/a.png"
     with zipfile.ZipFile(path, "a") as file:

@@ -1,4 +1,4 @@
-"""Damaged files of a run: noticed, named, passed over."""
+"""Tests that damaged files of a run are detected, named and skipped."""
 
 import fcntl
 import json
@@ -21,7 +21,7 @@ CONFIG = {"problem": "test", "settings": {"classes": 3}, "split": {"train": ["a"
 
 @pytest.fixture(scope="module")
 def whole(small_model, glyphs, tmp_path_factory):
-    """The folder of a finished run, with checkpoints of 8 and 11 meta-iterations, and its state."""
+    """The folder of a finished run, with checkpoints at meta-iterations 8 and 11, and its state."""
     folder = RunFolder(tmp_path_factory.mktemp("whole") / "run")
     with folder.claimed(CONFIG):
         return folder.path, meta_train(small_model(), glyphs, SETTINGS, folder=folder).state()
@@ -29,7 +29,7 @@ def whole(small_model, glyphs, tmp_path_factory):
 
 @pytest.fixture
 def run(whole, tmp_path):
-    """A copy of it."""
+    """A copy of the finished run's folder."""
     return RunFolder(shutil.copytree(whole[0], tmp_path / "run"))
 
 
@@ -73,7 +73,7 @@ def test_the_configuration_is_read_from_a_checkpoint(damage, run, capsys):
         path.unlink()
     assert run.config() == CONFIG
     assert f"warning: cannot read {path}" in capsys.readouterr().out
-    claim(run, CONFIG)  # as the same command does
+    claim(run, CONFIG)  # as when the same command runs again
     assert path.read_bytes() == before
 
 
@@ -87,7 +87,7 @@ def test_checkpoints_do_not_copy_a_configuration_that_was_damaged_meanwhile(run)
 
 @pytest.mark.slow
 def test_no_flipped_bit_goes_unnoticed(run):
-    """Of the newest checkpoint, 400 bits all over; of the configuration, all."""
+    """Flips 400 random bits of the newest checkpoint, and all bits of the configuration."""
     newest, config = run.path / "checkpoint-0000011.npz", run.path / "config.json"
     content = newest.read_bytes()
     for bit in np.random.default_rng(0).integers(0, 8 * len(content), 400):
@@ -118,14 +118,14 @@ def test_a_checkpoint_restored_from_a_copy_is_not_crowded_out_by_newer_damaged_o
     for path in run.path.glob("checkpoint-*.npz"):
         path.write_bytes(b"damaged")
     with run.claimed(CONFIG):
-        for iteration in (1, 2, 3):  # where the run is again
+        for iteration in (1, 2, 3):  # meta-iterations that the run has now reached again
             run.save(checkpoint._replace(iteration=iteration))
             assert run.load().iteration == iteration
     assert run.iterations() == [2, 3, 8, 11]
 
 
 def test_of_two_that_claim_a_folder_at_once_one_is_refused(tmp_path, monkeypatch):
-    """Both find it empty; the other's settings are written before this one has the lock."""
+    """Both find the folder empty, and the other writes its settings before this one gets the lock."""
     ours, theirs = RunFolder(tmp_path / "run"), CONFIG | {"settings": {"classes": 4}}
     flock, calls = fcntl.flock, []
 
@@ -143,7 +143,7 @@ def test_of_two_that_claim_a_folder_at_once_one_is_refused(tmp_path, monkeypatch
 
 @pytest.mark.slow
 def test_what_is_no_longer_read_may_be_damaged(main, tmp_path):
-    """Results, model, pictures and events: the same command makes them anew."""
+    """The same command rewrites damaged results, model, figures and events."""
     folder = trained(tmp_path / "run")
     others = [path for path in folder.iterdir() if path.is_file() and path.suffix not in (".npz", "")]
     others = [path for path in others if path.name != "config.json"]

@@ -1,4 +1,4 @@
-"""Disks that are full or read-only, and quotas: what was there stays, the path is named, the exit code is 1."""
+"""Tests of full and read-only disks and quotas: existing files stay, the path is named, and the exit code is 1."""
 
 import contextlib
 import errno
@@ -25,7 +25,7 @@ FULL = os.strerror(errno.ENOSPC)
 
 @pytest.fixture
 def disk(tmp_path):
-    """A disk of 3 MB."""
+    """A separate disk of 3 MB."""
     path = tmp_path / "disk"
     path.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", path], capture_output=True, text=True)
@@ -70,7 +70,7 @@ def test_a_disk_that_is_full_at_a_look_names_the_events(main, disk, monkeypatch)
     monkeypatch.setattr(
         "reptile_tf.evaluate.answers", lambda *_, **__: disk.fill() or Predictions(*[Answers(*np.ones([3, 2, 2]))] * 2)
     )
-    flags = ["--eval-interval=1", "--meta-iters=200", "--save-interval=200"]  # the file's last block has room for some
+    flags = ["--eval-interval=1", "--meta-iters=200", "--save-interval=200"]  # some fit into the file's last block
     code, error = main(*TINY, f"--checkpoint={disk.path / 'run'}", *flags)
     assert code == 1
     assert f"cannot write TensorBoard events to {disk.path / 'run' / 'events'}: {FULL}" in error
@@ -93,7 +93,7 @@ def save_model(folder, learner):
         learner.model.save(part)
 
 
-# What a run writes, each over the one that is there.
+# Functions that write each of a run's files over the existing one.
 WRITERS = {
     "checkpoint-0000040.npz": lambda folder, learner: RunFolder(folder).save(
         Checkpoint(40, 1.0, learner.state(), np.zeros([0, 3]))
@@ -123,7 +123,7 @@ HOW = {
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_write_that_fails_leaves_the_older_files_and_names_the_path(disk, finished, learner, name, how):
     folder = shutil.copytree(finished, disk.path / "run")
-    WRITERS[name](folder, learner)  # which works
+    WRITERS[name](folder, learner)  # works while there is space
     before = contents(folder)
     limit, number = HOW[how]
     with limit(disk), pytest.raises(UserError) as caught:
@@ -136,7 +136,7 @@ def test_a_write_that_fails_leaves_the_older_files_and_names_the_path(disk, fini
 
 
 def test_a_file_is_on_disk_before_it_takes_an_older_ones_place(tmp_path, monkeypatch):
-    """Else a power cut could leave a new name with nothing behind it."""
+    """Otherwise a power failure could leave an empty file with the new name."""
     fsync, replace, on_disk, placed = os.fsync, os.replace, set(), []
 
     def whole(file):
@@ -160,7 +160,7 @@ def test_a_file_is_on_disk_before_it_takes_an_older_ones_place(tmp_path, monkeyp
 
 @pytest.fixture
 def photographs(tmp_path):
-    """Three sets of four classes of ten images: 2.5 MB once they are prepared."""
+    """Three sets of four classes of ten images, which take 2.5 MB when prepared."""
     rng = np.random.default_rng(0)
     for place in range(12):
         folder = tmp_path / "photographs" / ("train", "val", "test")[place % 3] / f"n{place}"
@@ -171,7 +171,7 @@ def photographs(tmp_path):
 
 
 def test_photographs_that_do_not_fit_prepared_leave_nothing(disk, photographs):
-    """A map over space that is not there would kill the process by SIGBUS."""
+    """Writing to a memory map without disk space behind it would kill the process with SIGBUS."""
     expected = miniimagenet.load(photographs).images
     here = shutil.copytree(photographs, disk.path / "here", ignore=shutil.ignore_patterns("prepared*"))
     before = contents(here)
@@ -191,7 +191,7 @@ def test_a_store_that_is_made_anew_on_a_full_disk_leaves_the_old_one(disk, photo
     before = contents(here)
     os.utime(here / "train" / "n0" / "0.png", ns=(1, 1))
     with pytest.raises(UserError, match=f"cannot write {here}/prepared-84-.*npy: {FULL}"):
-        miniimagenet.load(here)  # two do not fit
+        miniimagenet.load(here)  # there is no space for two
     assert contents(here) == before
 
 
@@ -211,7 +211,7 @@ def test_a_read_only_run_is_loaded_but_not_written_to(main, disk, finished):
 
 @pytest.mark.slow
 def test_with_few_handles_left_a_run_ends_with_one_line(main, tmp_path):
-    """Whatever the first file is that cannot be opened."""
+    """This holds whichever file is the first that cannot be opened."""
     codes = []
     for spare in (0, 1, 2, 4, 12):
         with limited(resource.RLIMIT_NOFILE, lowest_free_handle() + spare):

@@ -1,6 +1,6 @@
-"""Command lines and data of every kind: each is refused in one line and leaves nothing behind, or trains.
+"""Tests random command lines and data: each is either rejected in one line and leaves no files, or trains.
 
-FAULTS_EXAMPLES is how many (5,000 in `make faults`), FAULTS_SEED decides which.
+FAULTS_EXAMPLES is their number (5,000 in `make faults`), and FAULTS_SEED the random seed.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ from reptile_tf.problems import omniglot
 from reptile_tf.settings import Settings
 
 EXAMPLES = int(os.environ.get("FAULTS_EXAMPLES", "60"))
-SEED = int(os.environ.get("FAULTS_SEED", "0"))  # of the examples
+SEED = int(os.environ.get("FAULTS_SEED", "0"))  # seed of the examples
 SECONDS = waiting.LIMIT  # for one example; more is a hang
-DIVERGED = "numbers are not finite", "produced non-finite values"  # seen only once a run has begun
+DIVERGED = "numbers are not finite", "produced non-finite values"  # can be detected only during a run
 
 IMAGE = {"omniglot": (28, 28, 1), "miniimagenet": (84, 84, 3)}
 
-# Values that can be right, and little work. The flags of WORK always get one: their defaults are hours of training.
+# Values that may be valid and cause little work. Flags in WORK always get one, since their defaults train for hours.
 GOOD = {
     "source": ["raw", "tfds", "glyphs"], "split": ["", "1,1", "2,1,1", "background", "nosuch"],
     "seed": ["0", "1", str(2**63), str(2**64 - 1)], "classes": ["2", "2", "3"],
@@ -58,14 +58,14 @@ ALGORITHMS = [
     ["--algorithm=maml", "--inner-optimizer=sgd"], ["--algorithm", "foml"],
     ["--algorithm=partial-sum", "--gradients=1"],
 ]  # fmt: skip
-# Values that are mostly wrong. What some flags accept of them is little work.
+# Values that are mostly invalid. Those that some flags accept cause little work.
 ODD = [
     "0", "-1", "1.5", "nan", "inf", "-inf", "1e309", "", " ", "abc", "多", "３", "1\n2", "\udcff", "--", "0x", "0x3",
     "1e9", *map(str, (2**31, 2**63, 2**64, 10**12, 10**400)), "9" * 5000, "0x" + "f" * 5000, "True", "none", "1,2",
     "/dev/null/x",
 ]  # fmt: skip
 NAMES = [field.name for field in dataclasses.fields(Settings)]
-# Work or memory without end, unless it is refused.
+# Values that would take endless time or memory if they were not rejected.
 HUGE = [f"--{f.name}={n}" for f in dataclasses.fields(Settings) if f.type is int for n in (2**31, 10**10, 10**12)]
 CONTRADICTIONS = [
     "--foml", "--maml", "--sgd", "--gradients=2", "--gradients=1,0", "--gradients=" + "1" * 5000, "--foml-tail=1",
@@ -81,7 +81,7 @@ NO_FLAGS = [
 
 @st.composite
 def written(draw, name, value):
-    """The arguments that give a flag a value (None: turn it on or off)."""
+    """Draws the arguments that give a flag a value, or with None turn it on or off."""
     name = name.replace("_", "-") if draw(st.booleans()) else name
     if value is None:
         return [draw(st.sampled_from([f"--{name}", f"--no{name}", f"--{name}=true", f"--{name}=0"]))]
@@ -90,7 +90,7 @@ def written(draw, name, value):
 
 @st.composite
 def command_lines(draw, problem, mistakes):
-    """Flags that can be right, with so many mistakes among them; where one is repeated the last wins."""
+    """Draws flags that may be valid, with this number of mistakes among them. The last of repeated flags counts."""
     groups = [draw(st.sampled_from(ALGORITHMS))]
     for name, values in GOOD.items():
         if name not in problem.lacks and (name in WORK or draw(st.integers(0, 2)) == 0):
@@ -111,11 +111,11 @@ def command_lines(draw, problem, mistakes):
 
 
 class Data(NamedTuple):
-    """Images to make up: how many of each class, and of what kind."""
+    """The numbers and the kind of synthetic images."""
 
     counts: dict[str, int]
     shape: tuple[int, int, int]
-    brightest: int  # 0: all the same
+    brightest: int  # 0: all pixels are equal
     scale: float
 
     def images(self):
@@ -126,7 +126,7 @@ class Data(NamedTuple):
 
 @st.composite
 def data(draw, problem):
-    """1 to 12 classes of 1 to 6 images, mostly as many as tasks need and of the network's size."""
+    """Draws 1 to 12 classes of 1 to 6 images, mostly as many as tasks need and of the network's size."""
     if problem.name == "omniglot":  # split by number
         names = [f"class {i}" for i in range(12 - draw(st.integers(0, 10)))]
     else:  # split by name
@@ -143,7 +143,7 @@ def data(draw, problem):
 
 @st.composite
 def cases(draw):
-    """A benchmark, a command line and data; the simplest, which comes first, trains."""
+    """Draws a problem, a command line and data. The simplest case comes first, and trains."""
     problem = problems.find(draw(st.sampled_from(["omniglot", "omniglot", "omniglot", "miniimagenet"])))
     mistakes = draw(st.sampled_from([0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3]))
     return problem, draw(command_lines(problem, mistakes)), draw(data(problem))
@@ -155,10 +155,10 @@ def text_stream(errors):
 
 @pytest.fixture
 def alarm():
-    """Makes a hang a failure."""
+    """Turns a hang into a failure."""
 
     def too_long(*_):
-        pytest.fail(f"no end after {SECONDS} s")  # no Exception, which a script might take for one of its own
+        pytest.fail(f"no end after {SECONDS} s")  # not an Exception, so that the script cannot handle it
 
     old = signal.signal(signal.SIGALRM, too_long)
     yield
@@ -167,16 +167,16 @@ def alarm():
 
 @pytest.mark.slow
 def test_anything_is_refused_in_one_line_or_trains(tmp_path, monkeypatch, eagerly, alarm, record_property):
-    """Op by op, since to compile takes seconds; stacked tasks are vectorized, but by no XLA program."""
+    """Runs eagerly, since compilation takes seconds. Stacked tasks are vectorized, but without XLA."""
     monkeypatch.setattr(
         device, "configure", lambda _, __, mode, ___: device.Placement(mode == "stacked", {}, "device: none")
     )
     monkeypatch.setattr(device, "cores", lambda: 1)  # fewer tasks side by side
-    set_hypothesis_home_dir(tmp_path / "hypothesis")  # not in the repository
+    set_hypothesis_home_dir(tmp_path / "hypothesis")  # keeps it out of the repository
     work, outcomes = tmp_path / "work", Counter()
 
     def called(case):
-        """The script's main function in an empty folder: exit code, standard error and what is left there."""
+        """Runs the script in an empty folder; returns the exit code, standard error and the files left behind."""
         problem, arguments, made_up = case
         images, output, error = made_up.images(), text_stream("strict"), text_stream("backslashreplace")
         shutil.rmtree(work, ignore_errors=True)
@@ -212,11 +212,11 @@ def test_anything_is_refused_in_one_line_or_trains(tmp_path, monkeypatch, eagerl
             assert not left or any(reason in error for reason in DIVERGED)
         outcomes[code] += 1
 
-    print(f"FAULTS_SEED={SEED}")  # shown where it fails
+    print(f"FAULTS_SEED={SEED}")  # shown if the test fails
     began = time.monotonic()
     each()
     counts = f"{outcomes[0]} trained, {outcomes[2]} refused for flags, {outcomes[1]} for data"
     record_property("counts", f"{counts}, in {time.monotonic() - began:.0f} s (FAULTS_SEED={SEED})")
     assert outcomes[0] >= max(1, EXAMPLES // 40)
-    assert outcomes[1] >= EXAMPLES // 100  # few are too few to expect any
+    assert outcomes[1] >= EXAMPLES // 100  # zero if there are only a few examples
     assert outcomes[2] >= EXAMPLES // 10

@@ -1,6 +1,6 @@
-"""Image files, folders and tables of every kind: each is read or refused in one line, and nothing is harmed.
+"""Tests random image files, folders and tables: each is read or rejected in one line, and no file is damaged.
 
-FAULTS_EXAMPLES is how many (5,000 in `make faults`), FAULTS_SEED decides which.
+FAULTS_EXAMPLES is their number (5,000 in `make faults`), and FAULTS_SEED the random seed.
 """
 
 import collections
@@ -23,7 +23,7 @@ from reptile_tf.data import decode, folder, listing, splits
 from reptile_tf.errors import UserError
 
 EXAMPLES = int(os.environ.get("FAULTS_EXAMPLES", "60"))
-SEED = int(os.environ.get("FAULTS_SEED", time.time_ns() % 2**32))  # other examples every time
+SEED = int(os.environ.get("FAULTS_SEED", time.time_ns() % 2**32))  # by default, other examples every time
 SECONDS = 60  # for one example; more is a hang
 
 ORIENTED = Image.Exif()
@@ -63,7 +63,7 @@ BAD_NAMES = ["größe", "多", "a\nb", "\udcff", " ", "$a$", "-x", "x" * 200, "t
 
 
 def image(rng, mode):
-    """A small picture of a mode."""
+    """Draws a small image of this mode."""
     height, width = rng.integers(1, 24, 2)
     if mode in ("I;16", "I", "F"):
         numbers = rng.integers(0, 65536, (height, width))
@@ -74,7 +74,7 @@ def image(rng, mode):
 
 
 def encoded(rng):
-    """A sound image file: its suffix and bytes."""
+    """Draws a valid image file: suffix and bytes."""
     name = rng.choice(list(KINDS))
     suffix, mode, options = KINDS[name][rng.integers(len(KINDS[name]))]
     content, first = io.BytesIO(), image(rng, mode)
@@ -85,7 +85,7 @@ def encoded(rng):
 
 
 def alien(rng):
-    """What is no image to be read here, named as one."""
+    """Draws a file that is not an image in a supported format, with the suffix of one."""
     if rng.random() < 0.5:
         suffix, name, mode = ALIEN[rng.integers(len(ALIEN))]
         content = io.BytesIO()
@@ -104,7 +104,7 @@ def alien(rng):
 
 
 def damaged(rng, data):
-    """`data` with something changed."""
+    """Returns `data` with a random change."""
     data = bytearray(data)
     place, length = int(rng.integers(len(data) + 1)), int(rng.integers(1, 30))
     kind = rng.integers(7)
@@ -121,7 +121,7 @@ def damaged(rng, data):
         data[min(place, len(data) - 1)] ^= 1 << rng.integers(8)
     elif kind == 5:
         data += rng.bytes(length)
-    elif data.startswith(b"\x89PNG"):  # with a right checksum, which catches all else
+    elif data.startswith(b"\x89PNG"):  # with a correct checksum, which would detect other changes
         chunks, begin = [], 8
         while begin + 12 <= len(data):
             (size,) = struct.unpack_from(">I", data, begin)
@@ -135,7 +135,7 @@ def damaged(rng, data):
 
 
 def any_file(rng):
-    """An image file, sound, damaged once or often, or none at all: suffix, bytes, and whether it is sound."""
+    """Draws a valid, damaged or foreign image file: suffix, bytes, and whether it is valid."""
     how = rng.integers(8)
     if how == 0:
         return *alien(rng), False
@@ -147,7 +147,7 @@ def any_file(rng):
 
 @pytest.fixture
 def alarm():
-    """Makes a hang a failure."""
+    """Turns a hang into a failure."""
 
     def too_long(*_):
         pytest.fail(f"no end after {SECONDS} s")
@@ -159,7 +159,7 @@ def alarm():
 
 
 def outcome(function):
-    """What a function returns, or None and the error in one line."""
+    """Calls a function; returns its result, or None and the error, which must be one line."""
     try:
         return function(), None
     except UserError as error:
@@ -179,7 +179,7 @@ def test_any_file_is_decoded_or_refused_in_one_line(tmp_path, alarm, capfd, reco
         for number in range(20 * EXAMPLES):
             rng = np.random.default_rng([SEED, 0, number])
             suffix, data, is_sound = any_file(rng)
-            path = tmp_path / f"{SEED}-{number}.{suffix}"  # stays where it fails
+            path = tmp_path / f"{SEED}-{number}.{suffix}"  # kept if the test fails
             path.write_bytes(data)
             signal.alarm(SECONDS)
             size, channels = tuple(rng.integers(1, 30, 2).tolist()), int(rng.choice([1, 3]))
@@ -202,7 +202,7 @@ def test_any_file_is_decoded_or_refused_in_one_line(tmp_path, alarm, capfd, reco
 
 
 def any_folder(rng, root):
-    """Makes a folder of class folders up, with something odd in most; gives what to load, and how many oddities."""
+    """Makes random class folders, mostly with something odd; returns the path to load and the number of oddities."""
     sets = [["train", "val", "test"], ["train", "test"], [""], [""]][rng.integers(4)]
     labels = [f"c{i}" for i in range(rng.integers(1, 13))]
     places = []
@@ -236,7 +236,7 @@ def any_folder(rng, root):
                 link.symlink_to(target)
         elif oddity == 8:
             name = BAD_NAMES[rng.integers(len(BAD_NAMES))]
-            with contextlib.suppress(OSError):  # it copies all but pipes
+            with contextlib.suppress(OSError):  # it copies everything except pipes
                 shutil.copytree(place, place.parent / name, dirs_exist_ok=True, symlinks=True)
         elif oddity == 9 and not (place / "pipe.png").exists():
             os.mkfifo(place / "pipe.png")
@@ -246,7 +246,7 @@ def any_folder(rng, root):
 
 
 def any_table(rng, root):
-    """A table of the files in a folder, with something odd in most."""
+    """Writes a table of the files in a folder, mostly with something odd."""
     files = sorted(path.relative_to(root) for path in root.rglob("*.*") if path.is_file())
     has_sets = rng.random() < 0.5
     rows = ["path,label,set" if has_sets else "path,label"]
@@ -269,7 +269,7 @@ def any_table(rng, root):
 
 
 def contents(root):
-    """All that is in a folder but stores."""
+    """Returns the content of a folder, except stores."""
     paths = [path for path in root.rglob("*") if not path.name.startswith((listing.STORE, f".{listing.STORE}"))]
     return {
         path: path.read_bytes() if path.is_file() and not path.is_symlink() else path.is_symlink() for path in paths
@@ -282,7 +282,7 @@ def test_any_folder_or_table_is_loaded_or_refused_in_one_line(tmp_path, alarm, c
     began = time.monotonic()
     for number in range(EXAMPLES):
         rng = np.random.default_rng([SEED, 1, number])
-        root = tmp_path / f"{SEED}-{number}"  # stays where it fails
+        root = tmp_path / f"{SEED}-{number}"  # kept if the test fails
         root.mkdir()
         source, odd = any_folder(rng, root)
         if rng.random() < 0.4:

@@ -1,6 +1,6 @@
-"""A long training: memory, handles, threads, speed and disk stay as they are.
+"""Tests that memory, file handles, threads, speed and disk space stay constant during long training.
 
-FAULTS_META_ITERS is how long it is (30,000 in `make faults`).
+FAULTS_META_ITERS is the number of meta-iterations (30,000 in `make faults`).
 """
 
 import os
@@ -22,7 +22,7 @@ WARM_UP = 1000  # meta-iterations
 
 
 def measured(pid: int) -> dict[str, float]:
-    """Of a process: resident KiB, handles, threads, seconds of processor time."""
+    """Measures a process: resident KiB, file handles, threads, seconds of processor time."""
     status = dict(line.split(":", 1) for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines())
     spent = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
     return {
@@ -36,7 +36,7 @@ def measured(pid: int) -> dict[str, float]:
 def size(path: pathlib.Path) -> int:
     try:
         return path.stat().st_size
-    except FileNotFoundError:  # a checkpoint that has been dropped meanwhile
+    except FileNotFoundError:  # a checkpoint that was deleted in the meantime
         return 0
 
 
@@ -61,8 +61,8 @@ def test_a_long_run_takes_no_more_with_time(tmp_path, record_property):
     columns = {name: np.array([sample[name] for sample in samples]) for name in samples[0]}
 
     growth = columns["memory"].max() / columns["memory"].min() - 1
-    # Processor time per meta-iteration, over 40 stretches; other work on the machine only ever adds to it, so that the
-    # least of each half is the truest.
+    # Processor time per meta-iteration, over 40 intervals. Other work on the machine can only increase it, so the
+    # minimum of each half is the most accurate.
     marks = np.linspace(columns["done"][0], columns["done"][-1], 41)
     spent = np.diff(np.interp(marks, columns["done"], columns["seconds"])) / np.diff(marks)
     slower = spent[20:].min() / spent[:20].min() - 1
@@ -76,10 +76,10 @@ def test_a_long_run_takes_no_more_with_time(tmp_path, record_property):
     )
     assert growth < 0.02
     assert columns["threads"].min() == columns["threads"].max()
-    assert columns["handles"].max() - columns["handles"].min() <= 2  # a checkpoint and its folder, being written
-    assert abs(slower) < 0.05 or META_ITERS < 30_000  # it takes a long run, and a quiet machine, to tell 5 % from noise
+    assert columns["handles"].max() - columns["handles"].min() <= 2  # a checkpoint being written, and its folder
+    assert abs(slower) < 0.05 or META_ITERS < 30_000  # short runs are too noisy to detect 5 %
     assert folder.iterations()[-1] == META_ITERS
     assert len(folder.iterations()) == KEEP
     validations = META_ITERS // 100
-    # For each validation TensorBoard's events, and two rows of 24 bytes in each checkpoint.
+    # Each validation adds TensorBoard's events, and two rows of 24 bytes in each checkpoint.
     assert max(sizes) < min(sizes) + validations * (400 + KEEP * 2 * 24) + 20_000

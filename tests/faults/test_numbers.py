@@ -1,4 +1,4 @@
-"""Numbers that run away and data that give none: noticed, named, the last good state kept."""
+"""Tests that values that are not finite, and degenerate data, are detected and named, and the last state is kept."""
 
 import dataclasses
 
@@ -37,7 +37,7 @@ def assert_same(ours, expected):
 
 
 def poisoned(value):
-    """The loss of a classifier, `value` times as large where a minibatch begins with a label of 1."""
+    """Returns a classification loss that is `value` times as large if a minibatch begins with label 1."""
 
     def loss(labels, outputs):
         return cross_entropy(labels, outputs) * tf.where(labels[0] == 1, tf.constant(value, outputs.dtype), 1)
@@ -70,12 +70,12 @@ def test_a_loss_that_is_not_finite_changes_nothing(small_model, glyphs, value, o
         one.step(good._replace(y=np.ones_like(good.y)), 0.1)
     assert caught.value.where
     assert_same(one.state(), before)
-    one.step(good, 0.1)  # goes on
+    one.step(good, 0.1)  # training can continue
     assert all(np.isfinite(each).all() for each in one.state().values())
 
 
 def test_moments_that_overflow_are_noticed_though_the_weights_are_finite(small_model, glyphs):
-    """A gradient of 1e25 has an infinite square: Adam would stand still from then on, in silence."""
+    """A gradient of 1e25 has an infinite square, after which Adam would silently stop moving."""
     one = learner(small_model(), loss=poisoned(1e25), inner=keras.optimizers.Adam(1e-2, beta_1=0.0))
     ones = batch(glyphs)
     with pytest.raises(NotFiniteError, match="inner/"):
@@ -83,7 +83,7 @@ def test_moments_that_overflow_are_noticed_though_the_weights_are_finite(small_m
 
 
 def only(name, one, batch, meta_step):
-    """Steps, and sees that nothing but `name` is not finite, and that nothing has changed."""
+    """Asserts that a step reports only `name` as not finite, and changes nothing."""
     before = one.state()
     with pytest.raises(NotFiniteError) as caught:
         one.step(batch, meta_step)
@@ -97,13 +97,13 @@ def test_weights_alone_that_are_not_finite_are_noticed():
 
 
 def test_a_moment_of_the_inner_optimizer_alone_is_noticed():
-    """The square of 1e25 is infinite, and Adam steps by 1e25 / ∞."""
+    """The square of 1e25 is infinite, and Adam steps by 1e25 / ∞ = 0."""
     inner = keras.optimizers.Adam(1e-2, beta_1=0.0)
     only("inner/2", quadratic(reptile, inner=inner), centred(1e25, 1e25, steps=1), 0.1)
 
 
 def test_a_moment_of_the_outer_optimizer_alone_is_noticed():
-    """Adagrad sums up the squares of 1e19, three of which are still finite."""
+    """Adagrad adds up squares of 1e19; the sum of three is still finite."""
     one = quadratic(reptile, outer=keras.optimizers.Adagrad())
     for _ in range(3):
         one.step(centred(2e19, 2e19, steps=1), 0.0)
@@ -133,7 +133,7 @@ def test_weights_that_explode_stop_the_run_and_the_last_good_state_is_kept(small
 
 
 def same_image(glyphs, which):
-    """The glyphs, but all images of the classes `which` the same."""
+    """Returns the glyphs with all images of the classes `which` equal."""
     images = glyphs.images.copy()
     for index in which:
         start, count = glyphs.starts[index], glyphs.counts[index]
@@ -153,7 +153,7 @@ def test_a_class_of_identical_images_is_named_and_trains(small_model, glyphs, ca
 @pytest.mark.slow
 @pytest.mark.parametrize("stacked", [False, True])
 def test_batches_without_variance_stay_finite(small_model, glyphs, stacked, capsys):
-    """Batch norm divides by the root of a variance of zero, and epsilon."""
+    """Batch norm divides by the square root of the variance, which is zero, plus epsilon."""
     blank = dataclasses.replace(glyphs, images=np.zeros_like(glyphs.images))
     trained = meta_train(small_model(), blank, SETTINGS, stacked=stacked)
     assert "are the same in 40 of 40, such as " in capsys.readouterr().out
@@ -163,7 +163,7 @@ def test_batches_without_variance_stay_finite(small_model, glyphs, stacked, caps
 
 @pytest.mark.parametrize("label", [-1, 3, 10**6])
 def test_labels_beyond_the_ways_are_refused(small_model, glyphs, label):
-    """One-hot encoding would make zeros of them, and the loss would not count them."""
+    """One-hot encoding would turn them into zeros, and the loss would ignore them."""
     one = learner(small_model(3), meta_gradient=reptile)
     before, wrong = one.state(), batch(glyphs)
     wrong.y[1, 2] = label

@@ -1,4 +1,4 @@
-"""Files from strangers cannot run code: each kind of file that is loaded, with a payload planted in it."""
+"""Tests that no kind of file that is loaded can run code, with a payload planted in each."""
 
 import ast
 import hashlib
@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
 class Payload:
-    """Makes a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -36,13 +36,13 @@ class Payload:
 
 @pytest.fixture
 def harm(tmp_path):
-    """The file that a payload makes."""
+    """The file that a payload would create."""
     return tmp_path / "harm"
 
 
 @pytest.fixture
 def pickled(harm):
-    """An array with a payload, which works."""
+    """Returns a pickled array with a working payload."""
     array = np.empty(1, object)
     array[0] = Payload(str(harm))
     pickle.loads(pickle.dumps(array))[0].close()
@@ -63,7 +63,7 @@ def run(finished, tmp_path):
 
 
 def test_a_checkpoint(run, pickled, harm):
-    """With a right checksum, newer than the others."""
+    """The checkpoint has a correct checksum and is newer than the others."""
     content = io.BytesIO()
     np.savez(
         content,
@@ -111,8 +111,8 @@ def _npy(array):
 
 
 def test_a_model(run, harm):
-    """Keras unpickles a Lambda layer's code only with its safe mode off. Nothing here loads a run's model.keras."""
-    keras.models.load_model(run / "model.keras")  # as it was written it needs no more than safe mode
+    """Keras unpickles a Lambda layer's code only without safe mode. The package never loads a run's model.keras."""
+    keras.models.load_model(run / "model.keras")  # the original file loads in safe mode
     path = str(harm)
     layer = keras.layers.Lambda(lambda x: (__import__("pathlib").Path(path).touch(), x)[1])
     evil = keras.Sequential([keras.layers.Input((28, 28, 1)), layer])
@@ -132,7 +132,7 @@ def test_results_and_configuration(run, pickled, harm, monkeypatch):
         with pytest.raises(UserError, match=r"cannot read .*results.json"):
             common._run(run.parent, "run", ["--source=glyphs"])
         (run / "config.json").write_bytes(content)
-        rt.load(run)  # by a checkpoint's copy
+        rt.load(run)  # from the copy in a checkpoint
     evil = files.sealed({"problem": "omniglot", "settings": {"source": "__import__('os')"}, "split": {}})
     (run / "config.json").write_text(evil)
     with pytest.raises(UserError, match="does not know"):
@@ -140,7 +140,7 @@ def test_results_and_configuration(run, pickled, harm, monkeypatch):
     assert not harm.exists()
 
 
-# What runs code out of data: by name, however it is reached.
+# Functions that run code from data, by name, wherever they are imported from.
 NEVER = {"eval", "exec", "compile", "__import__", "loads", "Unpickler", "unsafe_load", "enable_unsafe_deserialization"}
 MODULES = {"pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib", "yaml"}
 SOURCES = [

@@ -1,6 +1,6 @@
-"""Real processes, killed at any moment: training, fetching data, preparing it; and two of them in one folder.
+"""Tests of processes killed at random moments: training, fetching and preparing data; and of two in one folder.
 
-FAULTS_KILLS is how often the driver kills (50 in `make faults`), FAULTS_SEED decides when.
+FAULTS_KILLS is the number of kills (50 in `make faults`), and FAULTS_SEED the seed of their random moments.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ from reptile_tf.checkpoint import RunFolder
 ZIPS = os.environ.get("OMNIGLOT_ZIPS")
 ROOT = pathlib.Path(__file__).parent.parent.parent
 KILLS = int(os.environ.get("FAULTS_KILLS", "4"))
-SEED = int(os.environ.get("FAULTS_SEED", "0"))  # of the moments
+SEED = int(os.environ.get("FAULTS_SEED", "0"))  # seed of the moments
 SAVE_INTERVAL = 20
-# Fast meta-iterations and many checkpoints: about a third of the time goes into writing them.
+# Fast meta-iterations and many checkpoints, which take about a third of the time to write.
 COMMAND = [
     sys.executable, str(ROOT / "run_omniglot.py"), "--source=glyphs", "--filters=4", "--classes=3", "--shots=1",
     "--inner-iters=1", f"--save-interval={SAVE_INTERVAL}", "--eval-interval=1000", "--eval-tasks=2", "--eval-samples=2",
@@ -44,22 +44,22 @@ def newest(folder):
 
 
 def wait_for(folder, iteration, process, condition=lambda: True):
-    """Until a checkpoint of so many meta-iterations is there, and `condition` holds."""
+    """Waits for a checkpoint of this meta-iteration, and until `condition` holds."""
     waiting.until(lambda: newest(folder) >= iteration and condition(), process)
 
 
 def unfinished(folder):
-    """Whether a checkpoint has been begun and not put in place."""
+    """Returns whether a checkpoint has been begun but not finished."""
     return any(name.startswith(".checkpoint") for name in os.listdir(folder))
 
 
 def stopped_in_writing(folder, process):
-    """Stops the process if a checkpoint is unfinished; whether it is then."""
+    """Stops the process if a checkpoint is unfinished; returns whether it still is."""
     if not unfinished(folder):
         return False
     process.send_signal(signal.SIGSTOP)
     os.waitpid(process.pid, os.WUNTRACED)
-    if not unfinished(folder):  # it has just been finished
+    if not unfinished(folder):  # it was finished just before
         process.send_signal(signal.SIGCONT)
         return False
     return True
@@ -73,9 +73,9 @@ def ended(process):
 
 @pytest.mark.slow
 def test_killed_at_random_moments_training_ends_with_the_same_weights(tmp_path, record_property):
-    """It always resumes, loses one checkpoint interval at most, and never needs a hand.
+    """Training always resumes without intervention, and loses at most one checkpoint interval.
 
-    Every other kill comes while a checkpoint is being written.
+    Every second kill happens while a checkpoint is being written.
     """
     print(f"FAULTS_SEED={SEED}")
     meta_iters = SAVE_INTERVAL * 10 * (KILLS + 2)
@@ -105,17 +105,17 @@ def test_killed_at_random_moments_training_ends_with_the_same_weights(tmp_path, 
 
 
 def killed_often(begin, complete, progress, total):
-    """Kills what `begin` starts, each time after another part of its work: `progress()` counts up to `total`.
+    """Repeatedly starts a process with `begin` and kills it at a random value of `progress()`, which counts to `total`.
 
-    `complete` says whether all is in place (or fails, if only some is): then the next one begins from nothing. Lets the
-    last one end, and returns how many kills came before all was in place.
+    `complete` returns whether the result is complete, in which case the next process starts from nothing; it fails if
+    the result is only partly in place. The last process may end. Returns the number of kills before completion.
     """
     print(f"FAULTS_SEED={SEED}")
     rng, cut_off = np.random.default_rng(SEED), 0
     for _ in range(KILLS):
         process, moment = begin(), rng.integers(total)
         waiting.until(lambda p=process, m=moment: progress() >= m or p.poll() is not None)
-        time.sleep(rng.uniform(0, 0.005))  # not only just after something was counted
+        time.sleep(rng.uniform(0, 0.005))  # so that kills do not only follow a change of progress
         process.kill()
         process.wait(timeout=waiting.LIMIT)
         cut_off += not complete()
@@ -125,7 +125,7 @@ def killed_often(begin, complete, progress, total):
 
 
 def make_photographs(folder):
-    """Three sets of twelve classes, 20 images of each."""
+    """Writes three sets of twelve classes with 20 images each."""
     rng = np.random.default_rng(0)
     for place in range(36):
         (folder / ("train", "val", "test")[place % 3] / f"n{place}").mkdir(parents=True)
@@ -160,7 +160,7 @@ def test_fetching_killed_at_random_moments_puts_all_or_nothing_in_place(tmp_path
         return target.exists()
 
     def progress():
-        """How many files there are, finished or not; those of the download stay."""
+        """Returns the number of files, finished or not, without the download, which is kept."""
         return sum(len(names) for _, _, names in os.walk(tmp_path / "killed"))
 
     target = tmp_path / "killed" / data_set
@@ -172,8 +172,8 @@ def test_fetching_killed_at_random_moments_puts_all_or_nothing_in_place(tmp_path
     assert cut_off > 0
 
 
-# Starting TensorFlow once, and then a process for each line that names a folder of photographs: its number, its end.
-# It adds a byte to a file, the argument, for each image that it opens.
+# Starts TensorFlow once. Then, for each line with a folder of photographs, it forks a process that prepares the folder,
+# and prints its process id and later its exit code. The process appends a byte to the file in argv[1] for each image.
 PREPARER = """
 import os, sys
 from PIL import Image
@@ -198,7 +198,7 @@ for line in sys.stdin:
 
 
 class Preparing:
-    """A process that loads photographs."""
+    """A process that prepares photographs."""
 
     def __init__(self, preparer, folder):
         self._preparer = preparer
@@ -210,7 +210,7 @@ class Preparing:
             os.kill(self._child, signal.SIGKILL)
 
     def poll(self):
-        """None; it is the preparer that learns of the end."""
+        """Returns None, since only the preparer is notified when it ends."""
 
     def wait(self, timeout):
         del timeout
@@ -218,7 +218,7 @@ class Preparing:
 
 
 def test_preparing_images_killed_at_random_moments_makes_the_same_store(tmp_path, record_property):
-    """Omniglot's store is made by the same code."""
+    """The same code makes Omniglot's store."""
     whole = make_photographs(tmp_path / "whole")
     killed = shutil.copytree(whole, tmp_path / "killed")
     opened = tmp_path / "opened"
@@ -249,7 +249,7 @@ def test_preparing_images_killed_at_random_moments_makes_the_same_store(tmp_path
 
 @pytest.fixture
 def running(tmp_path):
-    """A run that has saved its first checkpoint."""
+    """A running process that has saved its first checkpoint."""
     process = start(tmp_path / "run", 10**7)
     wait_for(tmp_path / "run", 1, process)
     yield process
@@ -275,7 +275,7 @@ def test_a_second_process_is_refused_and_a_dead_ones_lock_is_none(running, tmp_p
 
 @pytest.mark.slow
 def test_a_run_goes_on_when_nobody_listens(tmp_path):
-    """The reader of its output ends, as `head` does."""
+    """The reader of its output ends early, as `head` does."""
     command = [*COMMAND, f"--checkpoint={tmp_path / 'run'}", "--meta-iters=40"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.readline()

@@ -1,4 +1,4 @@
-"""Servers that stall, refuse, break off or answer something else: the address is named, and nothing partial is used."""
+"""Tests of servers that stall, refuse, break off or send other data: the address is named, partial data are unused."""
 
 import contextlib
 import http.server
@@ -19,7 +19,7 @@ pytestmark = [
 
 @contextlib.contextmanager
 def answering(status, length, body=b"PK"):
-    """A server that gives every request this status, announces `length` bytes and sends `body`."""
+    """A server that answers every request with this status, announces `length` bytes and sends `body`."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -56,7 +56,7 @@ def test_a_server_that_answers_with_an_error_or_a_short_body_is_named(mirror, ro
     assert done.stderr.endswith("; check the network and the address, then run this again\n")
     assert done.stderr.count("\n") == 1
     assert not (root / "omniglot").exists()
-    fetch(mirror.as_uri(), root)  # what came does no harm
+    fetch(mirror.as_uri(), root)  # the received bytes cause no problem
     assert unpacked(root / "omniglot") == EVERYTHING
 
 
@@ -72,7 +72,7 @@ def test_a_web_page_in_place_of_an_archive_is_deleted_and_named(root):
 
 @pytest.mark.parametrize("sent", [None, b"", b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nPK"])
 def test_a_server_that_falls_silent_is_given_up(root, sent):
-    """It never accepts, never answers, or stops in the middle."""
+    """The server never accepts, never answers, or stops in the middle."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         base = f"http://127.0.0.1:{listener.getsockname()[1]}"
 

@@ -1,4 +1,4 @@
-"""What several files here share."""
+"""Helpers for the tests of faults."""
 
 import contextlib
 import pathlib
@@ -18,7 +18,7 @@ TINY = [
 
 
 def trained(folder: pathlib.Path) -> pathlib.Path:
-    """The folder of a finished run of TINY."""
+    """Runs TINY in a folder and returns the folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "configure", lambda *_: device.Placement(False, {}, "device: none"))
         assert cli.main(["run_omniglot.py", *TINY, f"--checkpoint={folder}"], "", PROBLEM) == 0
@@ -26,19 +26,19 @@ def trained(folder: pathlib.Path) -> pathlib.Path:
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
-    """All files below a folder but TensorBoard's and locks."""
+    """Returns the content of all files below a folder, except TensorBoard's and locks."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != "events")
     return {str(path.relative_to(folder)): path.read_bytes() for path in files if not path.name.endswith(".lock")}
 
 
 def leftovers(folder: pathlib.Path) -> list[pathlib.Path]:
-    """What `files.replacing` left behind below a folder."""
+    """Returns the files that `files.replacing` has left behind below a folder."""
     return [path for path in folder.rglob("*") if is_leftover(path)]
 
 
 @contextlib.contextmanager
 def limited(what: int, amount: int):
-    """A lower quota for this process, one of resource.RLIMIT_…."""
+    """Lowers one of this process's limits, resource.RLIMIT_…."""
     soft, hard = resource.getrlimit(what)
     resource.setrlimit(what, (amount, hard))
     try:
@@ -48,7 +48,7 @@ def limited(what: int, amount: int):
 
 
 class Disk:
-    """A small disk of its own, mounted at `path`."""
+    """A small separate disk, mounted at `path`."""
 
     def __init__(self, path: pathlib.Path):
         self.path = path

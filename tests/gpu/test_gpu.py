@@ -1,6 +1,6 @@
-"""What only a GPU can show; `make gpu` runs it where there is one, and writes its figures to docs/results/gpu.json.
+"""Tests that need a GPU. `make gpu` runs them and writes their measurements to docs/results/gpu.json.
 
-REPTILE_GPU_REHEARSAL=1 runs it on the CPU in the GPU's place, at tiny sizes, to see that it runs; nothing is written.
+With REPTILE_GPU_REHEARSAL=1 they run on the CPU instead, at tiny sizes, to test the code; no results are written.
 """
 
 import contextlib
@@ -35,14 +35,14 @@ pytestmark = [
 
 @pytest.fixture(autouse=True, scope="module")
 def memory_grows():
-    """As in a run."""
+    """Makes the memory on the GPU grow on demand, as in a run."""
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
     tf.config.experimental.enable_tensor_float_32_execution(False)
 
 
 def note(test, **figures):
-    """Keeps what was measured, and on what."""
+    """Records measurements, with the GPU and the version of TensorFlow."""
     if not REHEARSAL:
         details = tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[0])
         known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -51,7 +51,7 @@ def note(test, **figures):
 
 
 def make(preset):
-    """Settings, a function that makes a stacked learner, and made-up images."""
+    """Returns settings, a function that makes a stacked learner, and random images."""
     name = preset.split("-")[0]
     tiny = {"filters": 2, "meta_batch": 2, "inner_iters": 2} if REHEARSAL else {}
     settings, scale = Settings.preset(preset, **tiny), 1.0 if name == "omniglot" else 1 / 255
@@ -67,7 +67,7 @@ def make(preset):
 
 
 def step_of(preset):
-    """How far one meta-iteration moves phi, [weight], and from where."""
+    """Returns the change of phi in one meta-iteration, [weight], and phi before it."""
     settings, learner, classes = make(preset)
     one = learner()
     before = one.phi.numpy()
@@ -112,7 +112,7 @@ def test_the_rate_and_the_memory(preset, monkeypatch):
 
 
 def command(folder, meta_iters):
-    """A short run on glyphs."""
+    """Returns the command for a short run on glyphs."""
     settings = f"--meta-iters={meta_iters} --save-interval=20 --eval-samples=20 --eval-iters=5 --eval-tasks=2".split()
     own = ["--device=cpu", "--mode=stacked", "--filters=2"] if REHEARSAL else ["--device=gpu"]
     preset = ["--preset=omniglot-1shot-5way", "--source=glyphs"]
