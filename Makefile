@@ -1,24 +1,24 @@
-# make train   sets up a virtual environment, gets Omniglot (or uses built-in glyphs) and trains for a few minutes
-# make test    sets up the same environment and runs the quick tests, in a few minutes
-# make test-all   runs all tests that this machine has what it takes for
-# make coverage   runs the quick tests and lists the lines of the package that they do not run
-# make faults  runs the tests of crashes, full disks, hostile files, wrong input and exactness at length
-# make gpu     runs the tests that need a GPU, and measures
-# make demo    builds the browser demo and serves it on this machine (PORT=8000); needs Node.js only
+# make train   sets up a virtual environment, downloads Omniglot (or uses built-in glyphs) and trains for a few minutes
+# make test    sets up the same environment and runs the quick tests, which takes a few minutes
+# make test-all   runs all tests for which this machine has the hardware and data
+# make coverage   runs the quick tests and lists the package's lines that they do not execute
+# make faults  runs long tests of crashes, full disks, hostile files, wrong input and exactness
+# make gpu     runs the tests and measurements that need a GPU
+# make demo    builds the browser demo and serves it on this machine (PORT=8000); needs only Node.js
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Files stay whole until a process has nothing left to do and takes over half of what another still has.
+# Processes start with whole test files; an idle process takes over half of the tests that another has left.
 PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
-# What `make test-all` begins with: test or coverage.
+# The target with which `make test-all` begins: test or coverage.
 FIRST ?= test
-# Two to five minutes on two cores; the paper's full run is in the README.
+# Takes two to five minutes on two cores. For the paper's full run see the README.
 QUICK := --preset omniglot-1shot-5way --transductive --meta-iters 1500 --save-interval 250 --eval-samples 200
 
-# Twice: without the warnings of packages that are built here.
+# --quiet twice also hides the warnings of packages that are built here.
 QUIETLY := --quiet --quiet --disable-pip-version-check
-# For what builds packages, too.
+# An environment variable, so that it also applies when pip builds packages.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .PHONY: train test test-all coverage faults gpu lint bench demo clean
@@ -29,7 +29,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install $(QUIETLY) -e '.[dev]'
 	touch $@
 
-# The network gets ten seconds to answer; the glyphs need none.
+# Without an answer from the network within ten seconds, trains on the glyphs.
 train: $(VENV)/installed
 	@if PYTHON=$(BIN)/python FETCH_PATIENCE=10 bash fetch_data.sh omniglot data; then source=raw; \
 	else echo "Omniglot could not be fetched: training on the built-in glyphs instead"; source=glyphs; fi; \
@@ -41,14 +41,14 @@ test: $(VENV)/installed
 test-all: $(FIRST)
 	$(PYTEST) -m slow
 
-# The quick tests, and which lines of the package they run.
+# The quick tests, with line coverage of the package.
 coverage: $(VENV)/installed
 	$(BIN)/coverage erase
 	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(PYTEST) -q -m "not slow"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-# What machines, users and strangers do to long runs, at length, in twenty minutes; the long run by itself, for its rate.
+# Faults of machines, users and attackers; takes twenty minutes. The long run is alone, since its speed is measured.
 faults: export FAULTS_SEED ?= $(shell date +%s)
 faults: $(VENV)/installed
 	FAULTS_KILLS=50 FAULTS_EXAMPLES=5000 $(BIN)/python -m pytest -n 2 --dist loadfile tests/faults \
@@ -56,7 +56,7 @@ faults: $(VENV)/installed
 	EXACT_DRAWS=300 $(BIN)/python -m pytest -n 2 tests/test_exact.py
 	FAULTS_META_ITERS=30000 $(BIN)/python -m pytest tests/faults/test_long_run.py
 
-# Where there is a GPU; writes docs/results/gpu.json.
+# Needs a GPU; writes docs/results/gpu.json.
 gpu: export PIP_CONSTRAINT := $(CURDIR)/constraints-gpu.txt
 gpu: $(VENV)/installed
 	$(BIN)/python -m pip install $(QUIETLY) -e '.[gpu]'

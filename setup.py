@@ -1,4 +1,4 @@
-"""For tools that still run it; all that it says is in pyproject.toml."""
+"""Supports tools that still run setup.py. The configuration is in pyproject.toml."""
 
 from setuptools import setup
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0, 1 after a user's mistake, 2 (by SystemExit) after a bad flag."""
+    """Runs the command line; returns the exit code: 0, 1 after a user error, 2 (by SystemExit) after a bad flag."""
     parser = _parser()
     arguments = parser.parse_args(_hyphenated(sys.argv[1:] if argv is None else argv))
     if isinstance(sys.stdout, io.TextIOWrapper):

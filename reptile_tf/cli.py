@@ -20,7 +20,7 @@ def main(argv: list[str], doc: str, problem: Problem) -> int:
       problem: the problem to train on.
 
     Returns:
-      The exit code: 0; 1 after a user's mistake; 2 after a bad flag; 75 if another worker of the cluster has stopped;
+      The exit code: 0; 1 after a user error; 2 after a bad flag; 75 if another worker of the cluster has stopped;
       130 or 143 after SIGINT or SIGTERM.
     """
     program = os.path.basename(argv[0])
