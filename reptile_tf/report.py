@@ -71,7 +71,7 @@ def page(
 <style>{_STYLE}</style>
 <h1>{len(queries)} images, {len(run["examples"])} classes, {shots} examples</h1>
 <p>{html.escape(run["checkpoint"])}; {run["steps"]} steps on minibatches of {run["batch"]}, seed {run["seed"]}; queries
-classified {how}. Beside each image stands what the network sees of it.</p>
+classified {how}. Beside each image is what the network sees.</p>
 <h2>Examples</h2>
 <div class="grid">{"".join(examples)}</div>
 <h2>Queries</h2>

@@ -88,7 +88,7 @@ def test_what_is_no_image_is_counted_in_one_line(root, capsys):
     assert listed(root) == {"a": ["a/1.png"], "b": ["b/1.png"]}
     (said,) = capsys.readouterr().out.splitlines()
     kinds = "2 .txt, 2 .heic, 2 .png, 1 .csv, 1 without suffix"
-    assert said.startswith("warning: files left out, which are no images as read here: 8 (")
+    assert said.startswith("warning: files left out, which are not images in a supported format: 8 (")
     assert sorted(said.split("(")[1].split(")")[0].split(", ")) == sorted(kinds.split(", "))
 
 
@@ -102,7 +102,7 @@ def test_images_in_no_class_are_counted_in_one_line(root, capsys):
     put(root, "0.png", "train/1.png", "train/a/1.png", "test/b/1.png", "test/2.png")
     assert list(listed(root)) == ["train/a", "test/b"]
     said = capsys.readouterr().out
-    assert said == f"warning: images left out, which lie in no class folder: 3, such as {root}/0.png\n"
+    assert said == f"warning: images left out, which are not in a class folder: 3, such as {root}/0.png\n"
 
 
 @pytest.mark.parametrize("deep", ["a/old/2.png", "a/old/older/2.png"])
@@ -202,11 +202,11 @@ def test_another_table_is_another_store(root, table):
         ("path,label,set\n1.png,a,training\n", "line 2: the set must be one of train, val, test, not 'training'"),
         ("path,label,set\n1.png,a,\n", "line 2: the set must be one of train, val, test, not ''"),
         ("path,label,set\n1.png,a,train\n2.png,a,test\n", r"class a is in the sets train, test \(1 of 1"),
-        ("path,label,set\n1.png,a,train\n", "has images of one set only; train and test need some each"),
-        ('path,label\n"1.png,a\n', "is no table of comma-separated values in UTF-8"),
-        ('path,label\n"1.png"x,a\n', "is no table of comma-separated values in UTF-8"),
-        ("path,label\n1.png\0,a\n", "line 2: no file|is no table"),
-        ("path,label\n" + "x" * 200_000 + ",a\n", "is no table of comma-separated values"),
+        ("path,label,set\n1.png,a,train\n", "has images of only one set; give both train and test some"),
+        ('path,label\n"1.png,a\n', "is not a table of comma-separated values in UTF-8"),
+        ('path,label\n"1.png"x,a\n', "is not a table of comma-separated values in UTF-8"),
+        ("path,label\n1.png\0,a\n", "line 2: no file|is not a table"),
+        ("path,label\n" + "x" * 200_000 + ",a\n", "is not a table of comma-separated values"),
     ],
 )
 def test_a_table_that_cannot_be_followed_is_refused(root, table, text, message):
@@ -218,7 +218,7 @@ def test_a_table_that_cannot_be_followed_is_refused(root, table, text, message):
 
 def test_a_table_in_another_encoding_is_refused(root):
     (root / "labels.csv").write_bytes("path,label\n1.png,größe\n".encode("latin-1"))
-    with pytest.raises(UserError, match="is no table of comma-separated values in UTF-8"):
+    with pytest.raises(UserError, match="is not a table of comma-separated values in UTF-8"):
         listing.of(root / "labels.csv")
 
 

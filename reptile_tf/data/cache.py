@@ -120,7 +120,7 @@ def _read(manifest: pathlib.Path, key: str, shape: tuple[int, ...], dtype: Any, 
         images = np.load(_images_path(manifest, key), mmap_mode="r", allow_pickle=False)
         count = sum(stored["counts"].values())
         if images.dtype != dtype or images.shape != shape or count > len(images):
-            raise ValueError(f"{count} images of {shape} should be there, and {images.dtype} {images.shape} is")
+            raise ValueError(f"{count} images of {shape} expected, but {images.dtype} {images.shape} found")
         if verify and hashlib.sha256(images).hexdigest() != stored["images sha256"]:
             raise ValueError("the images' checksum is wrong")
         # np.asarray makes a plain array of the memory map, so that indexing it returns plain arrays.

@@ -141,7 +141,7 @@ def check_apart(same: Sequence[Mapping[str, str]], sets: Mapping[str, str], root
         one = {sets[name]: file for name, file in crossing[0].items() if name in sets}
         raise UserError(
             f"the same image is in the sets {', '.join(one)}: {', '.join(one.values())} in {root} (1 of "
-            f"{len(crossing)} such images); what is tested on must not be trained on: remove all but one of each"
+            f"{len(crossing)} such images); test images must not be trained on: remove all but one of each"
         )
     if same:
         files = list(same[0].values())

@@ -97,12 +97,12 @@ def of_table(path: pathlib.Path) -> Listing:
                 lines[file] = rows.line_num
                 classes[label].append(File(file))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is no table of comma-separated values in UTF-8 ({error}); fix that") from error
+        raise UserError(f"{path} is not a table of comma-separated values in UTF-8 ({error}); fix that") from error
     if not classes:
         raise UserError(f"{path} names no images; put a line with path and label there for each")
     if "set" in columns and not sets_of(list(classes)):
         raise UserError(
-            f"{path} has images of one set only; train and test need some each, or leave the column set out"
+            f"{path} has images of only one set; give both train and test some, or leave out the column set"
         )
     for files in classes.values():
         files.sort()
@@ -155,7 +155,7 @@ def _in_order(classes: dict[str, list]) -> dict[str, list]:
     if twice:
         where = ", ".join(sorted(by_label[twice[0]], key=SETS.index))
         raise UserError(
-            f"class {twice[0]} is in the sets {where} (1 of {len(twice)} such classes); what is tested on must not be "
+            f"class {twice[0]} is in the sets {where} (1 of {len(twice)} such classes); test classes must not be "
             "trained on: remove all but one of each"
         )
     return {name: classes[name] for name in sorted(classes, key=lambda n: (SETS.index(sets[n]), n.split("/")))}
@@ -236,9 +236,11 @@ class _Found:
     def tell(self) -> None:
         """Logs which files were left out."""
         if self._others:
-            log.warning(f"files left out, which are no images as read here: {_kinds(self._others)}")
+            log.warning(f"files left out, which are not images in a supported format: {_kinds(self._others)}")
         if self._loose:
-            log.warning(f"images left out, which lie in no class folder: {len(self._loose)}, such as {self._loose[0]}")
+            log.warning(
+                f"images left out, which are not in a class folder: {len(self._loose)}, such as {self._loose[0]}"
+            )
 
 
 def _kinds(paths: list[str]) -> str:

@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     parser = argparse.ArgumentParser(
         prog="fetch_data.sh",
-        description="Gets a data set, verifies it and puts it in place; run again, it goes on where it stopped.",
+        description="Gets a data set, verifies it and installs it. To continue after an interruption, run it again.",
         epilog=_EPILOG,
     )
     commands = parser.add_subparsers(dest="data_set", required=True, metavar="DATA_SET")

@@ -28,7 +28,7 @@ LISTS_DIGEST = "cfec87ead915c4689909650ae0e92290aa633472b6979963c3d4714a482d7047
 _VARIABLES = ("IMAGENET_TAR", "IMAGENET_DIR", "MINIIMAGENET_DIR")
 WAYS = (
     "set exactly one of IMAGENET_TAR=ILSVRC2012_img_train.tar (ImageNet's archive as published), IMAGENET_DIR=FOLDER "
-    "(the same, unpacked: nXXXXXXXX/nXXXXXXXX_N.JPEG) and MINIIMAGENET_DIR=FOLDER (a Mini-ImageNet that is ready: "
+    "(the same, unpacked: nXXXXXXXX/nXXXXXXXX_N.JPEG) and MINIIMAGENET_DIR=FOLDER (an existing Mini-ImageNet: "
     "train, val and test, each with a folder of images for every class)"
 )
 
@@ -137,8 +137,8 @@ def _from_tar(tar: pathlib.Path, images: list[Image]) -> _Source:
     must = f"IMAGENET_TAR must be ILSVRC2012_img_train.tar as published ({_TAR_BYTES:,} bytes)"
     if size < needed:
         raise FetchError(
-            f"{tar} has {size:,} bytes, but the last image ends at {needed:,}: it is cut off, or another one; {must}, "
-            "download the rest of it or set it to that one"
+            f"{tar} has {size:,} bytes, but the last image ends at {needed:,}: it is cut off, or another archive; "
+            f"{must}, download the rest of it or set it to that one"
         )
 
     def read(image: Image) -> bytes:
