@@ -235,7 +235,7 @@ def test_one_that_is_there_is_checked_and_left_alone(source, root, capsys):
     imagenet.fetch_miniimagenet({}, root, 10)
     out = capsys.readouterr().out
     assert "in all: 10 images" in out
-    assert out.endswith("miniimagenet is there already, nothing to do; move it away to build it anew\n")
+    assert out.endswith("miniimagenet is there already, nothing to do; move it away to build it again\n")
     bad = root / "miniimagenet" / "val" / "n00000002" / "n00000002_1.JPEG"
     os.truncate(bad, 100)
     with pytest.raises(FetchError, match=f"{bad} does not end as a JPEG .*move .*miniimagenet away and run this again"):

@@ -58,7 +58,7 @@ def fetch_miniimagenet(
     target, building = root / "miniimagenet", root / ".miniimagenet.building"
     if os.path.lexists(target):
         image_files.check(target, f"fix that, or move {target} away and run this again")
-        print(f"{target} is there already, nothing to do; move it away to build it anew", flush=True)
+        print(f"{target} is there already, nothing to do; move it away to build it again", flush=True)
         return
     variable, source = _chosen(environment, building)
     downloads = root / ".download"
