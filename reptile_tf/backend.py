@@ -34,8 +34,12 @@ def import_quietly() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if sys.stderr is None:  # closed
         return
+    try:
+        said = tempfile.TemporaryFile()  # noqa: SIM115  (closed below)
+    except OSError:  # no space or no handle left: let the lines be seen
+        return
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as said, contextlib.ExitStack() as stack:
+    with said, contextlib.ExitStack() as stack:
         stderr = os.dup(2)
         stack.callback(os.close, stderr)
         stack.callback(os.dup2, stderr, 2)
