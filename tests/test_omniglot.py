@@ -189,7 +189,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 )
 def test_missing_alphabets_are_named_before_anything_is_decoded(data_dir, monkeypatch, old, new, complaint):
     (data_dir / old).rename(data_dir / (new or "aside"))
-    monkeypatch.setattr(omniglot, "_decode_png", None)
+    monkeypatch.setattr(omniglot, "decode_png", None)
     with pytest.raises(UserError, match=complaint) as caught:
         omniglot.load_raw(data_dir)
     assert str(caught.value).endswith("move this one away and run: bash fetch_data.sh omniglot, or use source glyphs")

@@ -121,14 +121,25 @@ def split_by_part(classes: ImageClasses) -> dict[str, ImageClasses]:
     Raises:
       UserError: the classes are not Omniglot's characters.
     """
-    alphabets = [name.split("/")[0] for name in classes.names]
     sets = {
-        part: [i for i, alphabet in enumerate(alphabets) if alphabet in _ALPHABETS[folder]]
+        part: [i for i, name in enumerate(classes.names) if part_of(name) == folder]
         for part, folder in (("train", "images_background"), ("test", "images_evaluation"))
     }
     if not all(sets.values()):
         raise UserError("--split background needs Omniglot's own alphabets: leave out --source glyphs, or --split")
     return {part: classes.subset(indices) for part, indices in sets.items()}
+
+
+def part_of(name: str) -> str | None:
+    """The part that a class "ALPHABET/…" is of: images_background or images_evaluation; None if it is of neither."""
+    alphabet = name.split("/")[0]
+    return next((part for part, alphabets in _ALPHABETS.items() if alphabet in alphabets), None)
+
+
+def reduced(drawings: np.ndarray, size: int) -> np.ndarray:
+    """Drawings at a network's size, by nearest neighbour: [..., 105, 105] to [..., size, size]."""
+    rows = (2 * np.arange(size) + 1) * _SIDE // (2 * size)  # the source pixel under the centre of each target pixel
+    return drawings[..., rows[:, None], rows]
 
 
 def load_tfds(data_dir: str | os.PathLike | None = None, size: int = 28) -> ImageClasses:
@@ -228,11 +239,10 @@ def _decode(parts: _Parts, size: int, images: np.ndarray, where: str, way_out: s
     gaps = [gap for part, alphabets in _ALPHABETS.items() for gap in _gaps(part, alphabets, parts[part])]
     if gaps:
         raise UserError(f"Omniglot at {where} is not complete: {', '.join(gaps)}; {way_out}")
-    rows = (2 * np.arange(size) + 1) * _SIDE // (2 * size)  # the source pixel under the centre of each target pixel
     drawings = {name: files for classes in parts.values() for name, files in classes.items()}
     for place, name in enumerate(sorted(drawings)):
-        full = sorted((_decode_png(png, name, way_out) for png in drawings[name]), key=np.ndarray.tobytes)
-        images[place * _DRAWINGS :][:_DRAWINGS] = np.stack(full)[:, rows[:, None], rows, None]
+        full = sorted((decode_png(png, name, way_out) for png in drawings[name]), key=np.ndarray.tobytes)
+        images[place * _DRAWINGS :][:_DRAWINGS] = reduced(np.stack(full), size)[..., None]
     return dict.fromkeys(sorted(drawings), _DRAWINGS)
 
 
@@ -256,8 +266,17 @@ def _gaps(part: str, alphabets: dict[str, int], drawings: dict[str, list]) -> It
         yield f"{alphabet} does not belong in {part}"
 
 
-def _decode_png(png: bytes | os.DirEntry, name: str, way_out: str) -> np.ndarray:
-    """Decodes one drawing: bool [105, 105]."""
+def decode_png(png: bytes | os.DirEntry, name: str, way_out: str) -> np.ndarray:
+    """One original drawing from a PNG file or its content: bool [105, 105], False for ink.
+
+    Args:
+      png: the file, or its content.
+      name: of the class, for the message about a content.
+      way_out: what to do about a damaged file, for the message.
+
+    Raises:
+      UserError: it cannot be read, or is no PNG of 105x105 pixels.
+    """
     try:
         with Image.open(io.BytesIO(png) if isinstance(png, bytes) else png.path, formats=["PNG"]) as image:
             if image.size != (_SIDE, _SIDE):
