@@ -210,9 +210,9 @@ def run(arguments: argparse.Namespace) -> None:
         where = provenance.of_now()
     except (OSError, subprocess.CalledProcessError) as error:
         raise UserError("the results name the commit: run this in a git checkout") from error
-    common.make(arguments.out)
     learner, training = (None, {}) if arguments.baseline else load(arguments.checkpoint)
     runs = read(arguments.runs_zip)
+    common.make(arguments.out)
     found, began = [], time.perf_counter()
     with Progress("one-shot classification", len(runs), unit="run") as progress:
         for number, each in enumerate(runs):
