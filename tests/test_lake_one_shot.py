@@ -108,7 +108,8 @@ def test_the_distance_is_the_larger_mean_of_the_nearest():
 @pytest.mark.parametrize("ways", [2, 3])
 def test_a_tiny_network(script, entries, tmp_path, glyphs, small_model, ways):
     """What the script counts is what adapting to the drawings as Pillow resizes them gives."""
-    settings = rt.Settings(classes=ways, shots=1, meta_iters=1, meta_batch=1, inner_iters=1, eval_iters=3, eval_batch=3)
+    inner = {"inner_iters": 1, "learning_rate": 0.01, "eval_iters": 2, "eval_batch": 1}
+    settings = rt.Settings(classes=ways, shots=1, meta_iters=1, meta_batch=1, **inner)
     run = rt.RunFolder(tmp_path / "run")
     rt.meta_train(small_model(ways), background(glyphs), settings, folder=run)
     path = zipped(tmp_path / "runs.zip", entries)
