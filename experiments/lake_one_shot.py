@@ -52,7 +52,9 @@ import provenance
 RUNS, WAYS = 20, 20
 WAY_OUT = f"get it from {archive.OMNIGLOT_URL}/one-shot-classification/all_runs.zip"
 TRAIN = "run_omniglot.py --preset omniglot-1shot-20way --split background"
-# Published errors in %, each under a protocol of its own.
+# Published errors in %, each under a protocol of its own: people saw one test drawing and all 20 training drawings; BPL
+# learned from the strokes of the background alphabets; the siamese network (Koch, Zemel, Salakhutdinov 2015) also from
+# distorted copies of drawings; the prototypical network (Snell, Swersky, Zemel 2017) was trained by the report's authors.
 SCIENCE = "Lake, Salakhutdinov, Tenenbaum 2015, Science 350, 1332-1338"
 REPORT = "Lake, Salakhutdinov, Tenenbaum 2019, Current Opinion in Behavioral Sciences 29, 97-104"
 PUBLISHED = {
@@ -246,14 +248,15 @@ def run(arguments: argparse.Namespace) -> None:
 def draw(figure: Figure, result: dict[str, Any]) -> None:
     """The errors beside the published ones."""
     axes = figure.add_subplot(xlabel="errors (%)")
-    axes.set_title(f"one-shot classification, {WAYS} ways within an alphabet, {RUNS} runs", parse_math=False)
+    trained = f"Reptile after {result['training']['meta_iterations']:,} meta-iterations on the background alphabets"
+    axes.set_title(f"{RUNS} runs of {WAYS} ways within an alphabet; {trained}", fontsize=10)
     ours = {f"Reptile, {way}": error for way, error in result["errors"].items()}
     means, intervals = ([error[f"{name}_percent"] for error in ours.values()] for name in ("error", "ci95"))
     axes.barh(list(ours), means, xerr=intervals, color=plots.BLUE, label="here, with 95 % interval", capsize=3)
-    sources = zip(dict.fromkeys(source for _, source in PUBLISHED.values()), ("GREY", "SKY", "ORANGE"), strict=True)
-    for source, color in sources:
+    sources = dict.fromkeys(source for _, source in PUBLISHED.values())
+    for source, color in zip(sources, (plots.GREY, plots.SKY, plots.ORANGE), strict=True):
         of_source = {name: error for name, (error, by) in PUBLISHED.items() if by == source}
-        axes.barh(list(of_source), list(of_source.values()), color=getattr(plots, color), label=source)
+        axes.barh(list(of_source), list(of_source.values()), color=color, label=source)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside lower center", fontsize=7)
@@ -276,9 +279,7 @@ def main() -> int:
         "outputs (reptile_tf/heads.py); refused if it was trained on any other class",
     )
     which.add_argument("--baseline", action="store_true", help="the modified Hausdorff distance instead of a network")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the minibatches of the first run; the next has the next"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first run's minibatches; each run adds 1")
     parser.add_argument(
         "--out", type=pathlib.Path, default=common.HERE / "results", help="folder for the JSON and the figure"
     )
