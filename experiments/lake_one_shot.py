@@ -41,7 +41,6 @@ from reptile_tf.errors import UserError
 from reptile_tf.evaluate import Accuracy
 from reptile_tf.fetch import archive
 from reptile_tf.meta import MetaLearner
-from reptile_tf.network import Predictions
 from reptile_tf.origin import TWO_VALUES
 from reptile_tf.progress import Progress, log
 from reptile_tf.state import NotFiniteError
@@ -52,9 +51,9 @@ import provenance
 RUNS, WAYS = 20, 20
 WAY_OUT = f"get it from {archive.OMNIGLOT_URL}/one-shot-classification/all_runs.zip"
 TRAIN = "run_omniglot.py --preset omniglot-1shot-20way --split background"
-# Published errors in %, each under a protocol of its own: people saw one test drawing and all 20 training drawings; BPL
-# learned from the strokes of the background alphabets; the siamese network (Koch, Zemel, Salakhutdinov 2015) also from
-# distorted copies of drawings; the prototypical network (Snell, Swersky, Zemel 2017) was trained by the report's authors.
+# Published errors in %, each under a protocol of its own. People chose among the 20 training drawings. BPL learned from
+# the strokes of the background alphabets. The siamese network (Koch, Zemel, Salakhutdinov 2015) learned from distorted
+# copies as well. The authors of the report trained the prototypical network (Snell, Swersky, Zemel 2017).
 SCIENCE = "Lake, Salakhutdinov, Tenenbaum 2015, Science 350, 1332-1338"
 REPORT = "Lake, Salakhutdinov, Tenenbaum 2019, Current Opinion in Behavioral Sciences 29, 97-104"
 PUBLISHED = {
@@ -179,11 +178,11 @@ def load(path: pathlib.Path) -> tuple[MetaLearner, dict[str, Any]]:
     return learner, training | {"settings": config["settings"]}
 
 
-def answers(learner: MetaLearner, run: Run, seed: int) -> Predictions:
+def answers(learner: MetaLearner, run: Run, seed: int) -> dict[str, np.ndarray]:
     """The adapted network's classes of the test drawings, int [query], in both settings.
 
     Raises:
-      UserError: it produces non-finite values, or does not take the drawings.
+      UserError: it produces non-finite values, or cannot have so many outputs.
     """
     size = learner.network.facts.input_shape[0]
     training, test = (omniglot.reduced(part, size)[..., np.newaxis].astype(np.uint8) for part in run[:2])
@@ -195,7 +194,7 @@ def answers(learner: MetaLearner, run: Run, seed: int) -> Predictions:
         raise UserError(str(error)) from error
     if not all(np.isfinite(each).all() for each in logits):
         raise UserError("the adapted network produced non-finite values: the network is damaged")
-    return Predictions(*(each.argmax(-1) for each in logits))
+    return {"one by one": logits.one_by_one.argmax(-1), "transductive": logits.transductive.argmax(-1)}
 
 
 def error_rate(runs: list[Run], given: list[np.ndarray]) -> dict[str, Any]:
@@ -212,44 +211,52 @@ def run(arguments: argparse.Namespace) -> None:
         where = provenance.of_now()
     except (OSError, subprocess.CalledProcessError) as error:
         raise UserError("the results name the commit: run this in a git checkout") from error
-    learner, training = (None, {}) if arguments.baseline else load(arguments.checkpoint)
+    if arguments.baseline:
+        name, about = "lake_one_shot_baseline", {"seed": None}  # nothing is drawn at random
+
+        def classify(number: int, run: Run) -> dict[str, np.ndarray]:
+            return {"modified Hausdorff distance": nearest(run)}
+
+    else:
+        learner, training = load(arguments.checkpoint)
+        name, about = "lake_one_shot", {"seed": arguments.seed, "adaptation": learner.origin.evaluation()}
+        about["training"] = training
+
+        def classify(number: int, run: Run) -> dict[str, np.ndarray]:
+            return answers(learner, run, arguments.seed + number)
+
     runs = read(arguments.runs_zip)
     common.make(arguments.out)
     found, began = [], time.perf_counter()
     with Progress("one-shot classification", len(runs), unit="run") as progress:
         for number, each in enumerate(runs):
-            found.append((nearest(each),) if learner is None else answers(learner, each, arguments.seed + number))
+            found.append(classify(number, each))
             progress.advance(1)
-    seconds = round(time.perf_counter() - began, 1)
-    ways = ("modified Hausdorff distance",) if learner is None else ("one by one", "transductive")
-    errors = {way: error_rate(runs, list(given)) for way, given in zip(ways, zip(*found, strict=True), strict=True)}
+    errors = {way: error_rate(runs, [classes[way] for classes in found]) for way in found[0]}
     for way, error in errors.items():
         log.info(f"{way}: {error['error_percent']:.2f} ± {error['ci95_percent']:.2f} % errors ({error['runs']} runs)")
     result = {
         "task": f"one-shot classification of Lake et al. 2015: {RUNS} runs of {WAYS} ways within an alphabet",
         "command": shlex.join(["python", "experiments/lake_one_shot.py", *sys.argv[1:]]),
         **where,
-        "seed": None if learner is None else arguments.seed,  # the distance draws nothing
-        "seconds": seconds,
+        "seconds": round(time.perf_counter() - began, 1),
         "errors": errors,
+        **about,
     }
-    if learner is not None:
-        result |= {"training": training, "adaptation": learner.origin.evaluation()}
-    path = arguments.out / f"lake_one_shot{'_baseline' if learner is None else ''}.json"
+    path = arguments.out / f"{name}.json"
     files.write_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    log.info(f"{path} is written")
-    if learner is not None:
+    if not arguments.baseline:
         figure = Figure(figsize=(9, 4), layout="constrained")
         draw(figure, result)
         plots.save(figure, path.with_suffix(".png"))
-        log.info(f"{path.with_suffix('.png')} is written")
+    log.info(f"{path} {'is' if arguments.baseline else 'and the figure are'} written")
 
 
 def draw(figure: Figure, result: dict[str, Any]) -> None:
     """The errors beside the published ones."""
     axes = figure.add_subplot(xlabel="errors (%)")
     trained = f"Reptile after {result['training']['meta_iterations']:,} meta-iterations on the background alphabets"
-    axes.set_title(f"{RUNS} runs of {WAYS} ways within an alphabet; {trained}", fontsize=10)
+    figure.suptitle(f"{RUNS} runs of {WAYS} ways within an alphabet; {trained}", fontsize=10)
     ours = {f"Reptile, {way}": error for way, error in result["errors"].items()}
     means, intervals = ([error[f"{name}_percent"] for error in ours.values()] for name in ("error", "ci95"))
     axes.barh(list(ours), means, xerr=intervals, color=plots.BLUE, label="here, with 95 % interval", capsize=3)
