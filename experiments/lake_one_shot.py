@@ -86,37 +86,38 @@ def read(path: pathlib.Path) -> list[Run]:
       UserError: it cannot be read, lacks an entry, or holds something else there.
     """
     numbers = range(1, WAYS + 1)
-    names = {
-        f"run{run:02d}": (
+    names = [
+        (
             [f"run{run:02d}/training/class{i:02d}.png" for i in numbers],
             [f"run{run:02d}/test/item{i:02d}.png" for i in numbers],
             f"run{run:02d}/class_labels.txt",
         )
         for run in range(1, RUNS + 1)
-    }
+    ]
     content = {}
     try:
         with archive.opened(path) as opened:
             entries = {entry.filename: entry for entry in archive.bounded(opened.infolist())}
-            for training, test, labels in names.values():
+            for training, test, labels in names:
                 for name in (*training, *test, labels):
                     if name not in entries:
                         raise archive.FetchError(f"it has no {name}")
                     archive.check_kind(entries[name])
                     content[name] = archive.unpacked(opened, entries[name])
     except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}); {WAY_OUT}") from error
+        raise UserError(f"cannot read {path} ({error.strerror or error}); {WAY_OUT}") from error
     except archive.FetchError as error:
         raise UserError(f"{path} is not Omniglot's all_runs.zip: {error}; {WAY_OUT}") from error
 
     def drawings(names: list[str]) -> np.ndarray:
-        read = np.stack([omniglot.decode_png(content[name], name, WAY_OUT) for name in names])
-        if read.all((1, 2)).any():
-            raise UserError(f"{path} has a drawing without ink, {names[read.all((1, 2)).argmax()]}; {WAY_OUT}")
-        return read
+        decoded = [omniglot.decode_png(content[name], name, WAY_OUT) for name in names]
+        for name, drawing in zip(names, decoded, strict=True):
+            if drawing.all():
+                raise UserError(f"{path} has a drawing without ink, {name}; {WAY_OUT}")
+        return np.stack(decoded)
 
     runs = []
-    for training, test, labels in names.values():
+    for training, test, labels in names:
         pairs = [line.split() for line in content[labels].decode(errors="replace").splitlines()]
         class_of = {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
         if len(pairs) != len(test) or class_of.keys() != set(test) or not set(class_of.values()) <= set(training):
@@ -139,8 +140,8 @@ def ink(drawing: np.ndarray) -> np.ndarray:
 
 def nearest(run: Run) -> np.ndarray:
     """The class that is nearest to each test drawing, int [query]."""
-    training = [ink(drawing) for drawing in run.training]
-    return np.array([np.argmin([hausdorff(ink(drawing), each) for each in training]) for drawing in run.test])
+    training, test = ([ink(drawing) for drawing in part] for part in run[:2])
+    return np.array([np.argmin([hausdorff(a, b) for b in training]) for a in test])
 
 
 def load(path: pathlib.Path) -> tuple[MetaLearner, dict[str, Any]]:
