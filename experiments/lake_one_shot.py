@@ -128,7 +128,10 @@ def read(path: pathlib.Path) -> list[Run]:
 
 def hausdorff(a: np.ndarray, b: np.ndarray) -> float:
     """The modified Hausdorff distance (Dubuisson, Jain 1994) between two sets of points, float64 [point, 2] each."""
-    squared = (a**2).sum(1)[:, np.newaxis] + (b**2).sum(1) - 2 * a @ b.T
+    # |a - b|² = -2ab + |a|² + |b|² as one product of matrices: sums of matrices of this size would take five times as long.
+    left = np.column_stack([-2 * a, (a**2).sum(1), np.ones(len(a))])
+    right = np.column_stack([b, np.ones(len(b)), (b**2).sum(1)])
+    squared = left @ right.T
     return max(float(np.sqrt(squared.min(axis).clip(0)).mean()) for axis in (0, 1))
 
 

@@ -247,6 +247,11 @@ def test_the_experiments_numbers_are_of_their_files():
     text = (folder / "README.md").read_text(encoding="utf-8")
     known = [row for path in (folder / "results").glob("*.csv") for row in read(path)]
     pairs = {tuple(float(v) for n, v in row.items() if n.startswith(("accuracy", "ci95", "mean"))) for row in known}
+    for path in (folder / "results").glob("*.json"):
+        found = read(path)
+        assert all(some & found.keys() for some in PROVENANCE)
+        assert found["commit"] in text
+        pairs |= {(error["error_percent"], error["ci95_percent"]) for error in found["errors"].values()}
     said = re.findall(r"(\d+\.\d+) ± (\d+\.\d+)", text)
     assert len(said) > 50
     for pair in said:
