@@ -128,7 +128,7 @@ def read(path: pathlib.Path) -> list[Run]:
 
 def hausdorff(a: np.ndarray, b: np.ndarray) -> float:
     """The modified Hausdorff distance (Dubuisson, Jain 1994) between two sets of points, float64 [point, 2] each."""
-    # |a - b|² = -2ab + |a|² + |b|² as one product of matrices: sums of matrices of this size would take five times as long.
+    # |a - b|² = -2ab + |a|² + |b|² as one product of matrices, which takes a fifth of the time of their sum.
     left = np.column_stack([-2 * a, (a**2).sum(1), np.ones(len(a))])
     right = np.column_stack([b, np.ones(len(b)), (b**2).sum(1)])
     squared = left @ right.T
