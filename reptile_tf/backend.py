@@ -5,7 +5,6 @@ import importlib.util
 import json
 import os
 import pathlib
-import sys
 import tempfile
 
 from reptile_tf.errors import UserError
@@ -32,15 +31,12 @@ def import_quietly() -> None:
     TF_CPP_MIN_LOG_LEVEL is set: its errors are raised as exceptions, too.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if sys.stderr is None:  # closed
-        return
-    try:
-        said = tempfile.TemporaryFile()  # noqa: SIM115  (closed below)
-    except OSError:  # no space or no handle left: let the lines be seen
-        return
-    sys.stderr.flush()
-    with said, contextlib.ExitStack() as stack:
-        stderr = os.dup(2)
+    with contextlib.ExitStack() as stack:
+        try:
+            said, stderr = stack.enter_context(tempfile.TemporaryFile()), os.dup(2)
+        except OSError:  # stderr is closed, or there is no space or handle left: the lines stay
+            importlib.import_module("tensorflow")
+            return
         stack.callback(os.close, stderr)
         stack.callback(os.dup2, stderr, 2)
         os.dup2(said.fileno(), 2)

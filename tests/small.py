@@ -57,7 +57,7 @@ def check(command: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if os.environ.get("CHECK_ONLY") or sys.argv[1].startswith("experiments/"):  # tests/test_experiments.py runs these
+    if os.environ.get("CHECK_ONLY") or sys.argv[1].startswith("experiments/"):  # tests of their own run these
         sys.path.insert(0, str(ROOT))
         check(sys.argv[1:])
     else:

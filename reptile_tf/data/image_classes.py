@@ -70,14 +70,13 @@ class ImageClasses:
         return np.rot90(images, self.turns[index], axes=(1, 2)) if self.turns else images
 
     def of_classes(self, indices: np.ndarray, which: np.ndarray) -> np.ndarray:
-        """Of each of some classes, int [class], some images, int [class, image]: uint8 [class, image, ...], a copy."""
+        """Returns a copy of the images `which`, int [class, image], of the classes `indices`: [class, image, ...]."""
         if self.flips:
             return np.stack([self.of_class(*each) for each in zip(indices, which, strict=True)])
         images = self.images[self.starts[indices][:, np.newaxis] + which]
         for row, index in enumerate(indices if self.turns else ()):
-            if turns := self.turns[index]:  # np.rot90, which takes longer than the rest
-                half = images[row, :, ::-1, ::-1] if turns > 1 else images[row]
-                images[row] = half.swapaxes(1, 2)[:, ::-1] if turns % 2 else half
+            if self.turns[index]:
+                images[row] = np.rot90(images[row], self.turns[index], axes=(1, 2))
         return images
 
     def numbered(self) -> tuple[np.ndarray, "ImageClasses"]:
