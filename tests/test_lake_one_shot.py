@@ -19,6 +19,7 @@ from reptile_tf.checkpoint import Checkpoint
 from reptile_tf.data import ImageClasses, omniglot
 from reptile_tf.errors import UserError
 
+pytestmark = pytest.mark.slow
 ZIPS = pathlib.Path(os.environ.get("OMNIGLOT_ZIPS", ""))
 needs_runs = pytest.mark.skipif(not (ZIPS / "all_runs.zip").is_file(), reason="OMNIGLOT_ZIPS has no all_runs.zip")
 LABELS = "run01/class_labels.txt"
@@ -218,7 +219,6 @@ def test_files_that_are_no_archives_are_refused(script, tmp_path, content, messa
 
 
 @needs_runs
-@pytest.mark.slow
 def test_the_baseline_gives_the_published_error(script, tmp_path):
     """38.8 %, as demo_classification.py of Omniglot's repository says."""
     assert script("--runs-zip", ZIPS / "all_runs.zip", "--baseline", "--out", tmp_path)[0] == 0
@@ -228,7 +228,6 @@ def test_the_baseline_gives_the_published_error(script, tmp_path):
 
 
 @needs_runs
-@pytest.mark.slow
 def test_all_drawings_are_of_evaluation_alphabets():
     with zipfile.ZipFile(ZIPS / "images_evaluation.zip") as archive:
         names = [name for name in archive.namelist() if name.endswith(".png")]

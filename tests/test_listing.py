@@ -76,7 +76,9 @@ def test_sets_without_training_or_test_classes_are_refused(root, parts):
 
 def test_a_class_in_two_sets_is_named(root):
     put(root, "train/a/b/1.png", "train/c/1.png", "val/c/1.png", "test/a/b/1.png", "test/d/1.png")
-    with pytest.raises(UserError, match=r"class a/b is in the sets train, test \(1 of 2 such classes\); what"):
+    with pytest.raises(
+        UserError, match=r"class a/b is in the sets train, test \(1 of 2 such classes\); test classes must"
+    ):
         listing.of(root)
 
 
