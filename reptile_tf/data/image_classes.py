@@ -75,8 +75,9 @@ class ImageClasses:
             return np.stack([self.of_class(*each) for each in zip(indices, which, strict=True)])
         images = self.images[self.starts[indices][:, np.newaxis] + which]
         for row, index in enumerate(indices if self.turns else ()):
-            if self.turns[index]:
-                images[row] = np.rot90(images[row], self.turns[index], axes=(1, 2))
+            if turns := self.turns[index]:  # np.rot90 written out, which would add a third to the time of a draw
+                half = images[row, :, ::-1, ::-1] if turns > 1 else images[row]
+                images[row] = half.swapaxes(1, 2)[:, ::-1] if turns % 2 else half
         return images
 
     def numbered(self) -> tuple[np.ndarray, "ImageClasses"]:
