@@ -106,6 +106,8 @@ def _check_form(model: keras.Model) -> None:
     """Checks what can be checked without a call."""
     if keras.backend.backend() != "tensorflow":
         raise ModelError(f"Keras runs on {keras.backend.backend()}: set KERAS_BACKEND=tensorflow")
+    if not isinstance(model, keras.Model):
+        raise ModelError(f"the model is a {type(model).__name__}, not a Keras model: pass a keras.Model")
     if not model.built or not model.variables:
         raise ModelError("the model has no weights yet: give it an Input layer or call it once")
     if not model.trainable_variables:

@@ -57,7 +57,7 @@ class Settings:
     # fmt: off
     source: str = _setting("raw", TASKS, "source of the images: raw, the files in --data-dir; tfds, TensorFlow "
                                          "Datasets (with run_folder.py tfds:NAME, such as tfds:cifar10); glyphs, "
-                                         "built-in drawings that need no data", fixed=True)
+                                         "built-in drawings instead of Omniglot", fixed=True)
     seed: int = _setting(0, TASKS, "seed of the split, the initial weights and the tasks", low=0, high=2**64 - 1,
                          fixed=True)
     split: str = _setting("", TASKS, "classes for training, validation and test: shares, such as 64,16,20; or a "

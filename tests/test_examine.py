@@ -160,6 +160,7 @@ def mixed_dtypes():
 
 
 REFUSED = {
+    "a layer": (lambda: L.Dense(3), "the model is a Dense, not a Keras model"),
     "no weights": (lambda: keras.Sequential([L.Dense(2)]), "no weights yet: give it an Input"),
     "nothing to train": (lambda: keras.Sequential([L.Input((3,)), L.Dense(3, trainable=False)]), "unfreeze"),
     "two inputs": (joint, "one input and one output"),
