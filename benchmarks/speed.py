@@ -294,17 +294,18 @@ def main() -> None:
             said = "; ".join(f"{name} {each[-1]:.2f}" for name, each in rates[what].items())
             print(f"round {number + 1} {what}: {said} {unit}/s", flush=True)
     results = {
-        "preset": args.preset,
-        "transductive": args.transductive,
+        "command": " ".join(["python benchmarks/speed.py", *sys.argv[1:]]),
+        **provenance.of_now(),
+        **record,
         "rounds": args.rounds,
-        "machine": {"processor": provenance.processor(), "cores": device.cores()} | record,
         "versions": {"tensorflow": tf.__version__, "torch": torch.__version__},
     }
     for what, each in rates.items():
         results |= {f"{what}_{key}": value for key, value in summary(each).items()}
     if args.write:
         known = json.loads(args.write.read_text()) if args.write.exists() else {}
-        args.write.write_text(json.dumps(known | {args.preset: results}, indent=1) + "\n")
+        key = args.preset + (", transductive" if args.transductive else "")
+        args.write.write_text(json.dumps(known | {key: results}, indent=1) + "\n")
     print(json.dumps(results))
 
 
