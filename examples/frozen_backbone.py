@@ -3,7 +3,7 @@
   python examples/frozen_backbone.py --data-dir photos             photos/CLASS/IMAGE; downloads the ImageNet weights
   python examples/frozen_backbone.py --data-dir photos --compare   also times meta-iterations with the body in the model
 
-The features are stored beside the images (photos/features-…) and reused until the images or the weights change. A model
+The features are stored beside the folder (photos-features-…) and reused until the images or the weights change. A model
 that includes the frozen body would learn the same, since the inner loop respects `layer.trainable = False`, but every
 inner step would compute the features again.
 """
@@ -56,11 +56,11 @@ def main(arguments: argparse.Namespace) -> None:
     """Computes features, meta-trains a head on them and prints its accuracy on new classes."""
     keras.utils.set_random_seed(arguments.seed)
     rt.show_progress()
-    images = rt.data.folder.load(arguments.data_dir, SIZE)
+    images = rt.data.folder.load(arguments.data_dir, SIZE, store=True)
     frozen = body(None if arguments.weights == "none" else arguments.weights)
     began = time.monotonic()
     features = images.map(
-        lambda some: frozen(some.astype(np.float32), training=False), 64, f"{arguments.data_dir}/features-{SIZE}"
+        lambda some: frozen(some.astype(np.float32), training=False), 64, f"{arguments.data_dir}-features-{SIZE}"
     )
     print(f"features of {len(features.images):,} images: {time.monotonic() - began:.1f} s")
     settings = rt.Settings(

@@ -1,8 +1,11 @@
 """Tests of run_folder.py, from a folder of photographs to results, figures and a learner."""
 
+import argparse
 import json
+import re
 import shutil
 
+import frozen_backbone
 import keras
 import numpy as np
 import pytest
@@ -128,3 +131,21 @@ def test_the_network_of_a_folder_is_the_papers_for_its_size():
     assert rt.Settings.preset("miniimagenet-5shot-5way").determining_weights() == {
         **rt.Settings.preset("folder-5shot-5way").determining_weights()
     }
+
+
+@pytest.mark.slow
+def test_the_example_of_a_frozen_body_computes_its_features_once(main, monkeypatch, capsys):
+    monkeypatch.setattr(frozen_backbone, "SIZE", 32)
+    given = argparse.Namespace(data_dir="photos", ways=2, meta_iters=3, seed=0, weights="none", compare=True)
+    frozen_backbone.main(given)
+    out = capsys.readouterr().out
+    assert re.search(r"features of 35 images: [\d.]+ s\n", out)
+    (accuracy,) = re.findall(r"accuracy on 2 other classes: [\d.]+ ± [\d.]+ % \(500 tasks", out)
+    of_features, of_images = map(float, re.search(r"([\d.]+) ms on features, ([\d.]+) ms with", out).groups())
+    assert of_images > 5 * of_features
+    monkeypatch.setattr(given, "compare", False)
+    frozen_backbone.main(given)
+    again = capsys.readouterr().out
+    assert accuracy in again
+    assert "mapping samples" not in again
+    assert "warning" not in again
