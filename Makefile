@@ -51,7 +51,7 @@ coverage: $(VENV)/installed
 # Faults of machines, users and attackers; takes twenty minutes. The long run is alone, since its speed is measured.
 faults: export FAULTS_SEED ?= $(shell date +%s)
 faults: $(VENV)/installed
-	FAULTS_KILLS=50 FAULTS_EXAMPLES=5000 $(BIN)/python -m pytest -n 2 --dist loadfile tests/faults \
+	FAULTS_KILLS=50 FAULTS_EXAMPLES=5000 $(BIN)/python -m pytest -n 2 --dist worksteal tests/faults \
 	  --ignore tests/faults/test_long_run.py
 	EXACT_DRAWS=300 $(BIN)/python -m pytest -n 2 tests/test_exact.py
 	FAULTS_META_ITERS=30000 $(BIN)/python -m pytest tests/faults/test_long_run.py
