@@ -113,7 +113,8 @@ def inputs(network: Network, shape: Sequence[int]) -> None:
     """Raises ValueError unless inputs have the model's input shape; Keras does not reject all others."""
     wanted = network.facts.input_shape
     if len(shape) != len(wanted) or any(axis not in (None, ours) for ours, axis in zip(shape, wanted, strict=True)):
-        raise ValueError(f"the model does not take inputs of {tuple(shape)}: it is made for {wanted}")
+        one = ", so give a batch, x[None] for a single one" if len(shape) == len(wanted) - 1 else ""
+        raise ValueError(f"the model does not take inputs of {tuple(shape)}: it is made for {wanted}{one}")
 
 
 def labels(y: np.ndarray, ways: int) -> np.ndarray:

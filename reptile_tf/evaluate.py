@@ -30,7 +30,8 @@ class Accuracy(NamedTuple):
       ci95: half-width that reflects the random draw of tasks. More tasks of the same classes narrow it.
       tasks: number of tasks.
       ci95_classes: half-width that reflects the choice of these classes out of all possible ones. Only more classes
-        narrow it. None if the tasks cannot show it: fewer than ten tasks per class, or all classes in every task.
+        narrow it. None if the tasks cannot show it: fewer than ten tasks per class, all classes in every task, or
+        classes that differ by no more than the draw of tasks explains.
     """
 
     accuracy: float
@@ -100,7 +101,9 @@ class Answers(NamedTuple):
             return None
         means = np.bincount(index.ravel(), accuracies) / counts
         between = (counts * (means - accuracies.mean()) ** 2).sum() - (len(counts) - 1) * accuracies.var(ddof=1)
-        variance = max(between, 0.0) / (counts.sum() - (counts**2).sum() / counts.sum())
+        if between <= 0:
+            return None
+        variance = between / (counts.sum() - (counts**2).sum() / counts.sum())
         return float(1.96 * way * math.sqrt(variance / len(counts)))
 
 

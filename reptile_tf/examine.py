@@ -251,7 +251,9 @@ def _check_logits(model: keras.Model, outputs: np.ndarray) -> None:
     activation = getattr(last and last.operation, "activation", None)
     squashed = activation in (keras.activations.softmax, keras.activations.sigmoid)
     if squashed or (outputs.shape[1] > 1 and (outputs >= 0).all() and np.allclose(outputs.sum(1), 1, atol=1e-2)):
-        raise ModelError("the model returns probabilities, but the loss takes logits: remove the softmax at its end")
+        raise ModelError(
+            "the model returns probabilities, but the loss takes logits: remove the softmax or sigmoid at its end"
+        )
 
 
 def _by_layer(model: keras.Model, x: np.ndarray) -> Iterator[tuple[str, bool]]:

@@ -107,6 +107,11 @@ class MetaLearner:
         self._state = State(self.phi, self.inner_state, outer_state)
         self._compile()
 
+    @property
+    def scale(self) -> float:
+        """The factor by which inputs are multiplied before the model sees them."""
+        return self.network.scale
+
     def step(self, tasks: Tasks, meta_step: float) -> float:
         """Runs one meta-iteration.
 
@@ -235,7 +240,12 @@ class MetaLearner:
             return self._compiled_gradients(tasks).numpy()
 
     def _meta_gradients_of(self, inner: Adaptation, tasks: Tasks) -> tf.Tensor:
-        return self.meta_gradient(self.phi.value(), inner, tasks)
+        rows = self.meta_gradient(self.phi.value(), inner, tasks)
+        wanted = [tasks.x.shape[0], self.network.size]
+        if not tf.is_tensor(rows) or not rows.shape.is_compatible_with(wanted):
+            found = list(rows.shape) if tf.is_tensor(rows) else type(rows).__name__
+            raise ValueError(f"the meta-gradient must return a tensor of one row per task, {wanted}, not {found}")
+        return rows
 
     def _compile(self) -> None:
         """Makes compiled functions of the methods above: one where there is one worker, two around the exchange."""

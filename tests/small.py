@@ -16,10 +16,6 @@ SMALL = {
     "run_omniglot.py": f"--source=glyphs {RUN}",
     "run_folder.py": f"--size=16 {RUN}",
     "run_miniimagenet.py": RUN,
-    "benchmarks/speed.py": "--rounds=1 --seconds=0.1 --against=eager",
-    "benchmarks/classes.py": "--classes 10 20 --meta-iters=1 --rounds=1",
-    "benchmarks/onednn.py": "--rounds=1 --meta-iters=1",
-    "benchmarks/scaling.py": "--rounds=1 --seconds=0.1 --meta-batches 2",
     "pytest": "--collect-only -q",
 }
 
@@ -57,7 +53,7 @@ def check(command: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if os.environ.get("CHECK_ONLY") or sys.argv[1].startswith("experiments/"):  # tests of their own run these
+    if os.environ.get("CHECK_ONLY") or sys.argv[1].startswith(("experiments/", "benchmarks/")):  # tests of their own
         sys.path.insert(0, str(ROOT))
         check(sys.argv[1:])
     else:

@@ -41,7 +41,7 @@ NOT_RUN = {
 @pytest.fixture
 def place(request, tmp_path, glyphs):
     """A folder like the repository, with synthetic images; `request.param` is the page's name."""
-    for name in ("reptile_tf", "experiments", "benchmarks", "tests"):
+    for name in ("reptile_tf", "examples", "experiments", "benchmarks", "tests"):
         (tmp_path / name).symlink_to(ROOT / name)
     for script in ROOT.glob("run_*.py"):
         (tmp_path / script.name).symlink_to(script)
@@ -118,8 +118,6 @@ def test_so_do_those_within_the_text(place, request):
 @pytest.mark.parametrize("place", PAGES, indirect=True)
 def test_a_page_runs_from_top_to_bottom(place, request):
     page = request.node.callspec.params["place"]
-    if page == "performance.md":
-        pytest.importorskip("torch", reason="benchmarks/speed.py compares with PyTorch")
     for block in blocks(page, "bash"):
         in_bash(block, place)
     for number, program in enumerate(programs(page)):

@@ -185,7 +185,8 @@ def test_the_interval_by_the_choice_of_classes_is_that_of_classes_drawn_anew():
     assert np.mean(found) == pytest.approx(expected, rel=0.1)
     assert 1.96 * np.std(means) == pytest.approx(expected, rel=0.25)
     alike = [drawn_answers(rng, np.full(60, 0.8), 4000).accuracy().ci95_classes for _ in range(20)]
-    assert np.mean(alike) < 0.4 * expected
+    assert alike.count(None) >= 3  # their spread is within what the draw of tasks explains, in about half of them
+    assert np.mean([one or 0.0 for one in alike]) < 0.4 * expected
 
 
 def test_no_interval_by_the_choice_of_classes_is_claimed_from_too_little():

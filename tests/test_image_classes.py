@@ -23,6 +23,10 @@ def test_a_subset_shares_the_images_and_keeps_ragged_classes_apart():
     assert np.shares_memory(part.of_class(0), whole.of_class(2))
 
 
+def test_classes_are_shown_by_their_numbers():
+    assert repr(numbered([2, 1, 3])) == "ImageClasses(3 classes, 6 of (3, 3, 1))"
+
+
 def test_split_parts_the_classes_by_seed_alone():
     whole = numbered([1] * 20)
     train, test = whole.split(15, seed=3)

@@ -434,6 +434,24 @@ def test_what_a_meta_gradient_raises_comes_in_one_line(small_model, glyphs):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize(("axis", "found"), [(0, r"\[WEIGHTS\]"), (None, "NoneType")])
+def test_a_meta_gradient_must_have_a_row_per_task(axis, found, stacked, small_model, glyphs):
+    batch = tasks.training_tasks(glyphs, iteration=0, **TRAINING)
+
+    def meta_gradient(phi, inner, tasks):
+        rows = phi[tf.newaxis] - inner.adapt(tasks, tasks.minibatches)
+        return None if axis is None else tf.reduce_mean(rows, axis)
+
+    one = learner(small_model(), sgd(), meta_gradient=meta_gradient, stacked=stacked)
+    weights = one.network.size
+    message = (
+        rf"must return a tensor of one row per task, \[\d, {weights}\], not {found.replace('WEIGHTS', str(weights))}$"
+    )
+    with pytest.raises(ValueError, match=message):
+        one.step(batch, 0.1)
+
+
 def test_an_inner_optimizer_may_have_a_schedule(small_model, glyphs):
     """The schedule counts steps over all tasks, as Adam does."""
     batch = tasks.training_tasks(glyphs, iteration=0, **TRAINING)

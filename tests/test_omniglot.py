@@ -173,7 +173,7 @@ def test_a_folder_that_cannot_be_written_to_costs_one_warning(data_dir, monkeypa
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"no Omniglot at .*nowhere; run: bash fetch_data.sh omniglot, or use source"):
+    with pytest.raises(UserError, match=r"no Omniglot at .*nowhere; run: bash fetch_data.sh omniglot, or train"):
         omniglot.load_raw(tmp_path / "nowhere")
 
 
@@ -192,7 +192,9 @@ def test_missing_alphabets_are_named_before_anything_is_decoded(data_dir, monkey
     monkeypatch.setattr(omniglot, "decode_png", None)
     with pytest.raises(UserError, match=complaint) as caught:
         omniglot.load_raw(data_dir)
-    assert str(caught.value).endswith("move this one away and run: bash fetch_data.sh omniglot, or use source glyphs")
+    assert str(caught.value).endswith(
+        "move this one away and run: bash fetch_data.sh omniglot, or train without it by source glyphs"
+    )
 
 
 @pytest.mark.parametrize("harm", [lambda whole: whole[:80], lambda whole: b"", lambda whole: b"<html>"])

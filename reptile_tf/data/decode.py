@@ -104,7 +104,7 @@ def picture(
     except Exception as error:  # Pillow raises many kinds of errors for malformed images
         # A system error says nothing about the image, except EINVAL, from seeking to a bad offset given in the file.
         if isinstance(error, OSError) and error.errno and error.errno != errno.EINVAL:
-            raise UnreadableError(f"cannot read {path}: {error.strerror}; fix that") from error
+            raise UnreadableError(f"cannot read {path}: {error.strerror}") from error
         reason = "not in a supported format" if isinstance(error, Image.UnidentifiedImageError) else error
         raise UserError(f"cannot read {path} as an image ({reason}); replace it, or move it away") from error
 

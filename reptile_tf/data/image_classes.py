@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)  # arrays have no single truth value to compare by
 class ImageClasses:
     """Images grouped by class. Classes may differ in size. Derived objects share the images and do not copy them.
 
@@ -35,6 +35,10 @@ class ImageClasses:
     def __len__(self) -> int:
         """The number of classes."""
         return len(self.names)
+
+    def __repr__(self) -> str:
+        """The numbers of classes and samples, and the shape of a sample."""
+        return f"{type(self).__name__}({len(self):,} classes, {self.counts.sum():,} of {self.images.shape[1:]})"
 
     @classmethod
     def from_groups(cls, groups: dict[Any, np.ndarray], scale: float = 1.0) -> "ImageClasses":

@@ -62,7 +62,7 @@ def of(path: str | os.PathLike) -> Listing:
             return of_table(path)
         return _of_folder(path)
     except OSError as error:
-        raise UserError(f"cannot read {error.filename or path}: {error.strerror}; fix that") from error
+        raise UserError(f"cannot read {error.filename or path}: {error.strerror}") from error
 
 
 def of_table(path: pathlib.Path) -> Listing:
@@ -97,7 +97,9 @@ def of_table(path: pathlib.Path) -> Listing:
                 lines[file] = rows.line_num
                 classes[label].append(File(file))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is not a table of comma-separated values in UTF-8 ({error}); fix that") from error
+        raise UserError(
+            f"{path} is not a table of comma-separated values in UTF-8 ({error}); save it as one"
+        ) from error
     if not classes:
         raise UserError(f"{path} names no images; put a line with path and label there for each")
     if "set" in columns and not sets_of(list(classes)):

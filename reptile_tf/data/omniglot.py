@@ -22,7 +22,7 @@ from reptile_tf.fetch.image_files import visible
 _SIDE = 105  # pixels along each side of an original drawing
 _DRAWINGS = 20  # of each character
 _STORE = "prepared-"  # prefix of the names of the store's files
-_WAY_OUT = "run: bash fetch_data.sh omniglot, or use --source glyphs"
+_WAY_OUT = "run: bash fetch_data.sh omniglot, or train without it by --source glyphs"
 
 # The number of characters of each alphabet, by part.
 _ALPHABETS = {
@@ -285,5 +285,5 @@ def decode_png(png: bytes | os.DirEntry, name: str, way_out: str) -> np.ndarray:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of these
         file = f"a drawing of {name}" if isinstance(png, bytes) else png.path
         if isinstance(error, OSError) and error.errno:  # a system error, which says nothing about the drawing
-            raise UserError(f"cannot read {file}: {error.strerror}; fix that") from error
+            raise UserError(f"cannot read {file}: {error.strerror}") from error
         raise UserError(f"cannot read {file} ({error}); {way_out}") from error
