@@ -141,6 +141,12 @@ def expected_rows(page):
             each = [[float(final[f"{run}-seed{s}"][f"{n}_percent"]) for n in ("accuracy", "ci95")] for s in range(3)]
             mean = [sum(a for a, _ in each) / 3, math.hypot(*(ci for _, ci in each)) / 3]
             yield label, [n for pair in each for n in pair] + mean
+    if page == "performance.md":
+        for preset, data in files["speed.json"].items():
+            for what, unit in (("train", "training, meta-iterations/s"), ("eval", "evaluation, tasks/s")):
+                rates = {name.split(",")[0]: rate for name, rate in data[f"{what}_per_s"].items()}
+                rates = [rates[kind] for kind in ("ours", "compiled", "eager")]
+                yield f"{preset}: {unit}", [*rates, data[f"{what}_ratio"], *data[f"{what}_ratio_range"]]
     if page == "scaling.md":
         computed = [line for line in printed(page) if len(line) == 9 and line[0].is_integer()]
         exchange = printed(page)[6]  # the line after the six fitted times
