@@ -49,7 +49,7 @@ coverage: $(VENV)/installed
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-# Faults of machines, users and attackers; takes twenty minutes. The long run is alone, since its speed is measured.
+# Faults of machines, users and attackers; takes most of an hour. The long run is alone, since its speed is measured.
 faults: export FAULTS_SEED ?= $(shell date +%s)
 faults: $(VENV)/installed
 	FAULTS_KILLS=50 FAULTS_EXAMPLES=5000 $(BIN)/python -m pytest -n 2 --dist worksteal tests/faults \
