@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import sys
 import tempfile
 
 from reptile_tf.errors import UserError
@@ -32,6 +33,10 @@ def import_quietly() -> None:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with contextlib.ExitStack() as stack:
+        for name in {"IPython", "matplotlib"} - sys.modules.keys():
+            # Keras imports these where they are installed, for notebooks: most of a second, and 50 MB.
+            sys.modules[name] = None  # type: ignore[assignment]
+            stack.callback(sys.modules.pop, name)
         try:
             said, stderr = stack.enter_context(tempfile.TemporaryFile()), os.dup(2)
         except OSError:  # stderr is closed, or there is no space or handle left: the lines stay

@@ -2,14 +2,17 @@
 
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure, SubFigure
 
 from reptile_tf import files
 from reptile_tf.evaluate import Accuracy
 from reptile_tf.tasks import EvalTasks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, SKY, GREEN, GREY = "#0072B2", "#D55E00", "#56B4E9", "#009E73", "#777777"
@@ -35,7 +38,7 @@ def learning_curve(path: pathlib.Path, history: np.ndarray, what: str) -> None:
       history: float64 [task, 3], see `checkpoint.Checkpoint`.
       what: name of the data set, for the title.
     """
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = _figure(7, 4)
     axes = figure.add_subplot(xlabel="meta-iteration", ylabel="accuracy on held-out classes (%)")
     axes.set_title(f"{_plain(what)}, mean and 95 % interval", parse_math=False)
     validations = len(np.unique(history[:, 0]))
@@ -58,7 +61,7 @@ def adapted_tasks(path: pathlib.Path, tasks: Sequence[tuple[EvalTasks, np.ndarra
         after adaptation, float [query, class]. At most five support images per class are shown.
     """
     way, shots = tasks[0][1].shape[1], tasks[0][0].support.x.shape[1] // tasks[0][1].shape[1]
-    figure = Figure(figsize=(1.1 * min(shots, 5) + 5.5, (0.9 * way + 0.7) * len(tasks)), layout="constrained")
+    figure = _figure(1.1 * min(shots, 5) + 5.5, (0.9 * way + 0.7) * len(tasks))
     for part, (task, probabilities) in zip(figure.subfigures(len(tasks), squeeze=False)[:, 0], tasks, strict=True):
         _adapted_task(part, task, probabilities)
     save(figure, path)
@@ -74,7 +77,7 @@ def confusion(path: pathlib.Path, names: Sequence[str], shares: np.ndarray) -> N
         tasks that contained both classes; nan if no task did.
     """
     side = 2.5 + 0.28 * len(names)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    figure = _figure(side + 1, side)
     axes = figure.add_subplot(xlabel="answer", ylabel="class")
     drawn = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
     if len(names) <= 12:
@@ -89,7 +92,14 @@ def confusion(path: pathlib.Path, names: Sequence[str], shares: np.ndarray) -> N
     save(figure, path)
 
 
-def _adapted_task(figure: SubFigure, tasks: EvalTasks, probabilities: np.ndarray) -> None:
+def _figure(width: float, height: float) -> "Figure":
+    """Makes a figure, in inches. Matplotlib is imported here, so that it takes no memory during training."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _adapted_task(figure: "SubFigure", tasks: EvalTasks, probabilities: np.ndarray) -> None:
     way = probabilities.shape[1]
     support = tasks.support.x[0].reshape(way, -1, *tasks.support.x.shape[2:])[:, :5]
     shots = support.shape[1]
@@ -118,13 +128,13 @@ def _plain(text: str) -> str:
     return text.encode("ascii", "backslashreplace").decode()
 
 
-def _show(axes: matplotlib.axes.Axes, image: np.ndarray) -> None:
+def _show(axes: "Axes", image: np.ndarray) -> None:
     gray = image.shape[-1] == 1
     axes.imshow(image[..., 0] if gray else image, cmap="gray" if gray else None, vmin=0, vmax=image.max() or 1)
     axes.set(xticks=[], yticks=[])
 
 
-def save(figure: Figure, path: pathlib.Path) -> None:
+def save(figure: "Figure", path: pathlib.Path) -> None:
     """Writes the figure as a PNG file, atomically."""
     with files.replacing(path) as part:
         figure.savefig(part, dpi=110)
