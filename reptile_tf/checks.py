@@ -112,9 +112,14 @@ def tasks(network: Network, given: Tasks, count: int | None = None, images: tf.T
 def inputs(network: Network, shape: Sequence[int]) -> None:
     """Raises ValueError unless inputs have the model's input shape; Keras does not reject all others."""
     wanted = network.facts.input_shape
-    if len(shape) != len(wanted) or any(axis not in (None, ours) for ours, axis in zip(shape, wanted, strict=True)):
-        one = ", so give a batch, x[None] for a single one" if len(shape) == len(wanted) - 1 else ""
-        raise ValueError(f"the model does not take inputs of {tuple(shape)}: it is made for {wanted}{one}")
+
+    def fits(axes: Sequence[int | None]) -> bool:
+        return len(shape) == len(axes) and all(axis in (None, ours) for ours, axis in zip(shape, axes, strict=True))
+
+    if not fits(wanted):
+        # If so, the first axis of a single input was taken for the batch.
+        way_out = "; give a single one as x[None]" if fits(wanted[1:]) else ""
+        raise ValueError(f"the model does not take inputs of {tuple(shape)}: it is made for {wanted}{way_out}")
 
 
 def labels(y: np.ndarray, ways: int) -> np.ndarray:

@@ -53,7 +53,8 @@ def check(command: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if os.environ.get("CHECK_ONLY") or sys.argv[1].startswith(("experiments/", "benchmarks/")):  # tests of their own
+    if os.environ.get("CHECK_ONLY") or sys.argv[1].startswith(("experiments/", "benchmarks/")):
+        # Tests of their own run these.
         sys.path.insert(0, str(ROOT))
         check(sys.argv[1:])
     else:

@@ -266,7 +266,7 @@ def test_as_many_pixels_as_are_read(tmp_path, monkeypatch):
 
 def test_what_hinders_reading_says_nothing_of_the_image(tmp_path):
     for path in (tmp_path / "nowhere.png", tmp_path):
-        with pytest.raises(decode.UnreadableError, match="cannot read .*/"):
+        with pytest.raises(decode.UnreadableError, match="cannot read .*: (No such file or|Is a) directory$"):
             decode.read(path, 5)
 
 

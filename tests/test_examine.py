@@ -363,7 +363,8 @@ X = np.ones((4, 6, 6, 2))
         (X, np.eye(3)[[0, 1, 2, 0]], r"not one-hot rows: give labels.argmax\(-1\)"),
         (X, np.zeros((4, 2), int), r"4 inputs need as many labels, not \[4, 2\]"),
         (np.ones((4, 7, 6, 2)), [0, 1, 2, 0], r"not take inputs of \(7, 6, 2\): it is made for \(6, 6, 2\)"),
-        (np.ones((4, 6, 6)), [0, 1, 2, 0], r"does not take inputs of \(6, 6\): .*, so give a batch, x\[None\]"),
+        (np.ones((4, 6, 6)), [0, 1, 2, 0], r"does not take inputs of \(6, 6\): it is made for \(6, 6, 2\)$"),
+        (np.ones((6, 6, 2)), [0], r"does not take inputs of \(6, 2\): .*; give a single one as x\[None\]$"),
     ],
 )
 def test_labels_and_inputs_that_do_not_fit_are_refused(x, y, message):

@@ -26,7 +26,8 @@ from reptile_tf.errors import UserError
 EXAMPLES = int(os.environ.get("FAULTS_EXAMPLES", "60"))
 SEED = int(os.environ.get("FAULTS_SEED", time.time_ns() % 2**32))  # by default, other examples every time
 SECONDS = 60  # for one example; more is a hang
-OF_LIBTIFF = re.compile(r"[\w.]+[:,] ")  # its own lines on standard error; no traceback or warning begins like this
+# Lines of libtiff's own on standard error. Neither a traceback nor a warning of Python's or ours begins like this.
+OF_LIBTIFF = re.compile(r"(?!warning:)[\w.]+[:,] ")
 
 ORIENTED = Image.Exif()
 ORIENTED[0x112] = 6

@@ -81,7 +81,8 @@ def test_a_long_run_takes_no_more_with_time(tmp_path, record_property):
     assert folder.iterations()[-1] == META_ITERS
     assert len(folder.iterations()) == KEEP
     validations = META_ITERS // 100
-    # Each validation adds TensorBoard's events, and two rows of 24 bytes in each checkpoint. When a checkpoint has just
-    # been written, the oldest is still there.
-    one_more = max(path.stat().st_size for path in folder.path.glob("checkpoint-*"))
-    assert max(sizes) < min(sizes) + validations * (400 + KEEP * 2 * 24) + one_more + 20_000
+    # Each validation adds TensorBoard's events, and two rows of 24 bytes in each checkpoint.
+    most = min(sizes) + validations * (400 + KEEP * 2 * 24) + 20_000
+    assert np.median(sizes[len(sizes) // 2 :]) < most
+    # When a checkpoint has just been written, the oldest is still there.
+    assert max(sizes) < most + max(path.stat().st_size for path in folder.path.glob("checkpoint-*"))
