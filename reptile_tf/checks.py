@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from reptile_tf.data.image_classes import check_dtype
 from reptile_tf.errors import UserError
 from reptile_tf.examine import in_one_line
 from reptile_tf.network import Network, cross_entropy
@@ -86,8 +87,9 @@ def tasks(network: Network, given: Tasks, count: int | None = None, images: tf.T
       images: [image, ...] if the tasks' inputs are indices into them.
 
     Raises:
-      ValueError: the inputs do not have the model's input shape; the numbers of targets and inputs differ; the network
-        has no output for a label; a minibatch index is out of range; there are random layers, but no seeds.
+      ValueError: the inputs are not real numbers, or do not have the model's input shape; the numbers of targets and
+        inputs differ; the network has no output for a label; a minibatch index is out of range; or there are random
+        layers, but no seeds.
     """
     if count not in (None, len(given.x)):
         raise ValueError(f"{count} tasks run side by side, so give {count}, not {len(given.x)}")
@@ -96,6 +98,7 @@ def tasks(network: Network, given: Tasks, count: int | None = None, images: tf.T
         if x.ndim != 2 or x.dtype.kind not in "iu" or not 0 <= x.min() <= x.max() < len(images):
             raise ValueError(f"inputs must be indices [task, sample] of {len(images)} images")
         given = given._replace(x=x.astype(np.int32, copy=False))
+    check_dtype(np.asarray(given.x).dtype, "inputs")
     inputs(network, given.x.shape[2:] if images is None else images.shape[1:])
     if np.shape(given.y)[:2] != given.x.shape[:2]:
         raise ValueError(f"{given.x.shape[1]} inputs need as many labels, not {list(np.shape(given.y)[1:])}")

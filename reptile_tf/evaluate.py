@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from reptile_tf import device, tasks
+from reptile_tf import checks, device, tasks
 from reptile_tf.data.image_classes import ImageClasses
 from reptile_tf.errors import UserError
 from reptile_tf.inner_loop import Adaptation, InnerLoop
@@ -182,8 +182,10 @@ def meta_test(learner: MetaLearner, classes: ImageClasses, settings: Settings) -
       The mean accuracy with its confidence intervals.
 
     Raises:
+      ValueError: the model does not take samples of this shape.
       UserError: there are too few classes, an adaptation is not finite, or another worker has stopped.
     """
+    checks.inputs(learner.network, classes.images.shape[1:])
     enough = tasks.with_enough(classes, settings.classes, settings.shots + 1, "evaluation")
     draw = functools.partial(tasks.evaluation_tasks, enough, **settings.evaluation_arguments())
     return answers(learner, draw, settings.eval_samples)[settings.transductive].accuracy()

@@ -14,8 +14,9 @@ log = logging.getLogger("reptile_tf")
 
 
 def _as_text(record: logging.LogRecord) -> bool:
-    """Escapes characters that some handlers cannot write, for example in a path of unknown encoding."""
-    record.msg, record.args = record.getMessage().encode("utf-8", "backslashreplace").decode(), None
+    """Makes a record one line that every handler can write: a path may have line breaks, or an unknown encoding."""
+    line = " ".join(record.getMessage().splitlines())
+    record.msg, record.args = line.encode("utf-8", "backslashreplace").decode(), None
     return True
 
 

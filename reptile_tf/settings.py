@@ -229,6 +229,16 @@ class Settings:
             "seed": self.seed,
         }
 
+    def split_arguments(self) -> dict[str, Any]:
+        """Returns the arguments of `splits.split_classes` and `splits.split_names`."""
+        return {
+            "split": self.split,
+            "seed": self.seed,
+            "ways": self.classes,
+            "train_images": self.images_per_class,
+            "test_images": self.shots + 1,
+        }
+
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "Settings":
         """Returns a problem's preset, for example "omniglot-1shot-5way", with the settings in `changes` replaced.

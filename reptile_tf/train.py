@@ -85,10 +85,16 @@ def meta_train(
       The trained learner, whose `model` is the model passed in.
 
     Raises:
+      ValueError: `classes` is of another type, or the sampler returns something other than `Tasks`.
       UserError: there are too few classes or images; the model does not fit the images or ways; the folder cannot be
         used, or holds a run with other settings, classes or loss; a value is not finite; another worker has stopped.
       Interrupted: SIGINT or SIGTERM arrived, here or on another worker. The folder and the model hold the progress.
     """
+    if not isinstance(classes, ImageClasses) and not callable(classes):
+        raise ValueError(
+            "classes must be ImageClasses, which ImageClasses.from_groups makes of arrays, or a function that draws "
+            f"tasks, not {type(classes).__name__}"
+        )
     given = classes if isinstance(classes, ImageClasses) else None
     learner = make_learner(model, settings, 1.0 if given is None else given.scale, stacked, cluster, loss)
     learner.origin = Origin.of_run(settings, origin.pixels(given))
@@ -174,7 +180,10 @@ def _train(
         log.info(f"a meta-iteration needs at most {gigabytes:.1f} GB of memory (a high estimate)")
 
     def draw(iteration: int) -> Tasks:
-        return sampler(iteration=iteration, first=first, count=max(count, 1))
+        drawn = sampler(iteration=iteration, first=first, count=max(count, 1))
+        if not isinstance(drawn, Tasks):
+            raise ValueError(f"the function that draws tasks must return rt.tasks.Tasks, not {type(drawn).__name__}")
+        return drawn
 
     every = settings.eval_interval if validate or callback else settings.meta_iters
     alone = [1] if cluster.count > 1 else []  # workers can only exchange between compiled calls

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 import reptile_tf as rt
+from reptile_tf.data import decode
 
 
 def embed(images):
@@ -59,9 +61,9 @@ def test_a_data_set_of_pairs_gives_classes_by_label():
     assert rt.data.from_dataset(pairs, ["a", "b", "c"]).names == ("a", "b", "c")
     named = tf.data.Dataset.from_tensor_slices((x, list("bababa")))
     assert rt.data.from_dataset(named).names == ("a", "b")
-    with pytest.raises(ValueError, match=r"call unbatch\(\) on it"):
+    with pytest.raises(ValueError, match=r"call unbatch"):
         rt.data.from_dataset(pairs.batch(2))
-    with pytest.raises(ValueError, match="of one shape, but there are none"):
+    with pytest.raises(ValueError, match="the data set is empty"):
         rt.data.from_dataset(pairs.take(0))
     with pytest.raises(ValueError, match=r"of one shape, but they are of \[\(1,\), \(2,\)\]"):
         rt.data.from_dataset([(np.zeros(1), 0), (np.zeros(2), 1)])
@@ -79,3 +81,129 @@ def test_any_labelled_images_of_tensorflow_datasets_are_classes():
             rt.data.arrays.from_tfds("wiki40b", 16, 1)
     with pytest.raises(rt.UserError, match="TensorFlow Datasets cannot give no_such_set"):
         rt.data.arrays.from_tfds("no_such_set", 16, 1)
+
+
+X = np.arange(24, dtype=np.float32).reshape(6, 4)
+RAGGED = tf.ragged.constant([[[1.0], [2.0, 3.0]]] * 2)
+SPARSE = tf.sparse.from_dense(X)
+
+
+def slices(*tensors):
+    return tf.data.Dataset.from_tensor_slices(tensors)
+
+
+@pytest.mark.parametrize(
+    ("data", "names", "message"),
+    [
+        (
+            tf.data.Dataset.from_tensor_slices({"image": X, "label": [0, 1] * 3}),
+            None,
+            "must give pairs of a sample and",
+        ),
+        (slices(X, [0, 1] * 3, X), None, "must give pairs of a sample and its label"),
+        (tf.data.Dataset.from_tensor_slices(X), None, "must give pairs of a sample and its label"),
+        (slices(X, [-1, 0, 1] * 2), ["a", "b"], "label -1 has no name: names are given for labels 0 to 1"),
+        (slices(X, [0, 1, 2] * 2), ["a", "b"], "label 2 has no name"),
+        (slices(X, list("ababab")), ["a", "b"], "label 'a' has no name"),
+        (slices(X, [0, 1, 2] * 2), ["a", "b", "a"], "two labels have the same name"),
+        (slices(X, [0, np.nan, 1] * 2), None, "labels must be integers or strings, not 0.0"),
+        (
+            slices(X, np.eye(3)[[0, 1, 2] * 2]),
+            None,
+            r"one label, but this one has labels of shape \(3,\).*argmax\(\) on one",
+        ),
+        (slices(X, [[0], [1]] * 3), None, r"labels of shape \(1,\)"),
+        ([(np.zeros(1), 0), (np.zeros(1), "a")], None, "all integers or all strings, but 'a' is among others"),
+        ([(np.zeros(1), None)], None, "labels must be integers or strings, not None"),
+        ([(None, 1)], None, "samples must be dense arrays"),
+        (slices({"a": X}, [0, 1] * 3), None, "samples must be dense arrays"),
+        (slices(SPARSE, [0, 1] * 3), None, "samples must be dense arrays"),
+        (slices(RAGGED, [0, 1]), None, "dense arrays|inhomogeneous"),
+        (slices(list("abcdef"), [0, 1] * 3), None, "samples must be dense arrays"),
+        ([(np.array([np.nan]), 0)], None, "samples of class 0 must be finite"),
+    ],
+)
+def test_other_data_sets_are_refused(data, names, message):
+    with pytest.raises(ValueError, match=message):
+        rt.data.from_dataset(data, names)
+
+
+def test_no_sample_of_a_data_set_is_lost():
+    labels = np.random.default_rng(0).integers(0, 9, 200)
+    x = np.arange(200.0)
+    for given in (labels, labels.astype(np.uint8), labels - 4, labels.astype(str), labels.astype("S"), labels > 4):
+        classes = rt.data.from_dataset(slices(x, given))
+        assert classes.counts.sum() == len(x)
+        for index, name in enumerate(classes.names):
+            same = [
+                str(int(g)) if isinstance(g, np.bool_) else (g.decode() if isinstance(g, bytes) else str(g))
+                for g in given
+            ]
+            np.testing.assert_array_equal(classes.of_class(index), x[np.array(same) == name])
+
+
+@pytest.mark.parametrize("store", [False, True])
+def test_results_of_a_function_must_be_alike_and_numbers(glyphs, tmp_path, store):
+    some = glyphs.subset(range(2))
+    place = {"store": tmp_path / "store"} if store else {}
+
+    def later(first, others):
+        """A function that gives `first` for the first batch, and `others` afterwards."""
+        calls = []
+
+        def give(images):
+            calls.append(0)
+            return (first if len(calls) <= 1 + store else others)(len(images))
+
+        return give
+
+    for others, message in (
+        (lambda n: np.full(n, 0.5), r"alike: float64 \(\) comes after int64 \(\)"),
+        (lambda n: np.zeros((n, 1), np.int64), r"alike: int64 \(1,\) comes after int64 \(\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            some.map(later(lambda n: np.zeros(n, np.int64), others), batch=8, **place)
+    for dtype in ("O", "U1", "c8"):
+        with pytest.raises(ValueError, match="the function's results must be real numbers"):
+            some.map(lambda images: np.zeros(len(images)).astype(dtype), **place)  # noqa: B023
+    with pytest.raises(ValueError, match="the function's results must be finite"):
+        some.map(lambda images: np.full(len(images), np.nan), **place)
+    for batch in (0, -1):
+        with pytest.raises(ValueError, match=f"batch must be at least 1, not {batch}"):
+            some.map(embed, batch=batch, **place)
+    with pytest.raises(ValueError, match="there are no samples to map"):
+        some.subset([]).map(embed, **place)
+    half = [lambda: some.map(lambda images: tf.cast(embed(images), tf.bfloat16).numpy(), **place)]
+    if store:
+        with pytest.raises(ValueError, match="bfloat16 cannot be stored: let the function give float32"):
+            half[0]()
+    else:
+        assert half[0]().images.dtype == "bfloat16"
+    assert not list(tmp_path.glob("*.npy"))
+
+
+def test_images_of_data_sets_are_converted_as_files_are(tmp_path):
+    rng = np.random.default_rng(0)
+    deep = rng.integers(0, 65536, (5, 7)).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    Image.fromarray((deep / 65535).astype(np.float32)).save(tmp_path / "float.tif")
+    colours = rng.integers(0, 256, (5, 7, 4), np.uint8)
+    Image.fromarray(colours).save(tmp_path / "alpha.png")
+    Image.fromarray(colours[..., :3]).save(tmp_path / "colours.png")
+    for name, pixels in (
+        ("deep.png", deep[..., np.newaxis]),
+        ("float.tif", (deep / 65535)[..., np.newaxis]),
+        ("alpha.png", colours),
+        ("colours.png", colours[..., :3]),
+    ):
+        for channels in (1, 3):
+            np.testing.assert_array_equal(
+                decode.of_pixels(pixels, 4, channels), decode.read(tmp_path / name, 4, channels), err_msg=name
+            )
+    many = rng.integers(0, 65536, (5, 7, 3)).astype(np.uint16)
+    np.testing.assert_array_equal(decode.of_pixels(many, 4, 3), decode.of_pixels((many >> 8).astype(np.uint8), 4, 3))
+    for pixels in (np.zeros((2, 2, 3)), np.zeros((2, 2, 2), np.uint8), np.zeros((2, 2, 1), np.int64)):
+        with pytest.raises(ValueError, match="cannot be converted: use uint8"):
+            decode.of_pixels(pixels, 2, 3)
+    with pytest.raises(ValueError, match=r"not all from 0 to 1\.0"):
+        decode.of_pixels(np.full((2, 2, 1), 200.0), 2, 3)

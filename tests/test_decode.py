@@ -3,6 +3,7 @@
 import os
 import struct
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -204,6 +205,69 @@ def test_any_size_mode_and_orientation_is_what_plain_pillow_gives(tmp_path_facto
     expected = flat.convert({1: "L", 3: "RGB"}[channels]).resize(size[::-1], Image.Resampling.NEAREST)
     found = decode.read(path, size, channels)
     np.testing.assert_array_equal(found, np.asarray(expected).reshape(*size, channels))
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
+def test_a_turned_tiff_file_is_the_plain_one_turned(tmp_path, mode, compression):
+    numbers = DEEP.astype({"I": np.int32, "F": np.float32}.get(mode, np.uint16))
+    image = Image.fromarray(numbers / 65535 if mode == "F" else numbers) if mode[0] in "IF" else None
+    image = image or Image.fromarray(COLOURS).convert(mode)
+    image.save(tmp_path / "plain.tif", compression=compression)
+    plain = decode.read(tmp_path / "plain.tif", None)
+    turned = [plain, plain[:, ::-1], np.rot90(plain, 2), plain[::-1]]
+    turned += [plain.swapaxes(0, 1), np.rot90(plain, 3), np.rot90(plain, 2).swapaxes(0, 1), np.rot90(plain)]
+    for orientation, expected in enumerate(turned, 1):
+        exif = Image.Exif()
+        exif[0x112] = orientation
+        image.save(tmp_path / "turned.tif", compression=compression, exif=exif)
+        np.testing.assert_array_equal(decode.read(tmp_path / "turned.tif", None), expected)
+
+
+def png(bits, colour, width, row, transparent):
+    """A PNG file of one row, with one transparent grey or colour."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, 1, bits, colour, 0, 0, 0)
+    pixels = zlib.compress(b"\0" + row)
+    chunks = [(b"IHDR", header), (b"tRNS", transparent), (b"IDAT", pixels), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
+
+
+@pytest.mark.parametrize(
+    ("bits", "row", "transparent", "expected"),
+    [
+        (1, b"\xa0", 0, [255, 255, 255, 255]),
+        (1, b"\xa0", 1, [255, 0, 255, 0]),
+        (2, b"\x1b", 1, [0, 255, 170, 255]),
+        (4, b"\x01\x9f", 9, [0, 17, 255, 255]),
+        (8, b"\x01\x02\x09\xc8", 9, [1, 2, 255, 200]),
+        (16, b"\x01\x01\x02\x02\x09\x09\xc8\xc8", 0x0909, [1, 2, 255, 200]),
+    ],
+)
+def test_a_transparent_grey_of_any_depth_is_white(tmp_path, bits, row, transparent, expected):
+    (tmp_path / "a.png").write_bytes(png(bits, 0, 4, row, struct.pack(">H", transparent)))
+    assert decode.read(tmp_path / "a.png", None, 1).ravel().tolist() == expected
+
+
+def test_a_transparent_colour_of_sixteen_bits_is_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(8, 2, 1, b"\1\2\3", bytes([0, 1, 0, 2, 0, 3])))
+    assert decode.read(tmp_path / "a.png", None).ravel().tolist() == [255] * 3
+    (tmp_path / "a.png").write_bytes(png(16, 2, 1, bytes(6), bytes(6)))
+    with pytest.raises(
+        UserError, match="16-bit colour with a transparent colour: save it with 8 bits, or with an alpha"
+    ):
+        decode.read(tmp_path / "a.png", None)
+
+
+def test_signed_numbers_of_eight_bits_are_refused(tmp_path):
+    Image.fromarray(COLOURS[..., 0]).save(tmp_path / "a.tif", tiffinfo={339: 1})
+    assert decode.read(tmp_path / "a.tif", None, 1).shape == (HEIGHT, WIDTH, 1)
+    with_tag(tmp_path / "a.tif", 339, 2)
+    with pytest.raises(UserError, match="its numbers are signed"):
+        decode.read(tmp_path / "a.tif", None)
 
 
 def test_the_papers_way_is_pillows_alone(tmp_path):

@@ -164,9 +164,9 @@ def test_an_image_in_two_classes_is_an_error_once_they_are_split(plain, capsys):
     assert f"warning: images in several classes: 1, such as a/1.png and c/copy.png in {plain}" in (
         capsys.readouterr().out
     )
-    folder.load(plain, size=2, split=lambda names: {"train": ["a", "c"], "test": ["b"]})
+    folder.load(plain, size=2, split=lambda counts: {"train": ["a", "c"], "test": ["b"]})
     with pytest.raises(UserError, match="the same image is in the sets train, test: a/1.png, c/copy.png in"):
-        folder.load(plain, size=2, split=lambda names: {"train": names[:2], "test": names[2:]})
+        folder.load(plain, size=2, split=lambda counts: {"train": [*counts][:2], "test": [*counts][2:]})
 
 
 def test_a_store_is_made_once_and_for_each_kind_of_image(plain, monkeypatch):

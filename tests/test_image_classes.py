@@ -79,7 +79,7 @@ def test_rotations_stay_with_their_classes_and_add_up():
 
 def test_images_that_are_not_square_have_no_rotations():
     oblong = ImageClasses.from_groups({"a": np.zeros([1, 2, 3, 1], np.uint8)})
-    with pytest.raises(ValueError, match=r"images of \(2, 3\) are not square"):
+    with pytest.raises(ValueError, match=r"only square images .* can be turned, not samples of \(2, 3, 1\)"):
         oblong.with_rotations()
 
 
@@ -89,3 +89,39 @@ def test_names_are_strings():
     assert whole.with_rotations().names[2] == "3@90"
     with pytest.raises(ValueError, match="two classes have the same name"):
         ImageClasses.from_groups({1: whole.images, "1": whole.images})
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "U3", "S3", "O", "datetime64[s]"])
+def test_samples_must_be_real_numbers(dtype):
+    with pytest.raises(ValueError, match="the samples of class b must be real numbers, not "):
+        ImageClasses.from_groups({"a": np.zeros((2, 3)), "b": np.zeros((2, 3)).astype(dtype)})
+    with pytest.raises(ValueError, match="samples must be real numbers"):
+        ImageClasses(np.zeros((2, 3)).astype(dtype), np.zeros(1, np.int64), np.array([2]), ("a",))
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", ">f8", "bfloat16"])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_samples_must_be_finite(dtype, value):
+    pytest.importorskip("ml_dtypes")  # registers bfloat16
+    samples = np.zeros((2, 3)).astype(dtype)
+    assert ImageClasses.from_groups({"a": samples}).images.dtype.name == samples.dtype.name
+    samples[1, 2] = value
+    with pytest.raises(ValueError, match="the samples of class a must be finite"):
+        ImageClasses.from_groups({"a": samples})
+
+
+def test_groups_must_fit_together():
+    with pytest.raises(ValueError, match="there are no classes"):
+        ImageClasses.from_groups({})
+    with pytest.raises(ValueError, match=r"class a is an array of \(2, 3\) and class b one of \(2, 4\)"):
+        ImageClasses.from_groups({"a": np.zeros((2, 3)), "b": np.zeros((2, 4))})
+    with pytest.raises(ValueError, match=r"class a is an array of \(2, 3\) and class b one of \(\)"):
+        ImageClasses.from_groups({"a": np.zeros((2, 3)), "b": np.zeros(())})
+
+
+def test_a_turned_class_cannot_have_the_name_of_another():
+    images = np.zeros((2, 2, 2, 1), np.uint8)
+    with pytest.raises(ValueError, match="end in @90, @180 or @270"):
+        ImageClasses.from_groups({"x": images, "x@90": images}).with_rotations()
+    with pytest.raises(ValueError, match=r"only square images .* not samples of \(5, 5\)"):
+        ImageClasses.from_groups({"x": np.zeros((2, 5, 5))}).with_rotations()

@@ -204,7 +204,7 @@ def test_another_table_is_another_store(root, table):
         ("path,label,set\n1.png,a,training\n", "line 2: the set must be one of train, val, test, not 'training'"),
         ("path,label,set\n1.png,a,\n", "line 2: the set must be one of train, val, test, not ''"),
         ("path,label,set\n1.png,a,train\n2.png,a,test\n", r"class a is in the sets train, test \(1 of 1"),
-        ("path,label,set\n1.png,a,train\n", "has images of only one set; give both train and test some"),
+        ("path,label,set\n1.png,a,train\n", "has images of train only; give both train and test some"),
         ('path,label\n"1.png,a\n', "is not a table of comma-separated values in UTF-8"),
         ('path,label\n"1.png"x,a\n', "is not a table of comma-separated values in UTF-8"),
         ("path,label\n1.png\0,a\n", "line 2: no file|is not a table"),
@@ -242,3 +242,44 @@ def test_a_file_that_is_no_table_is_refused(root):
 )
 def test_sets_are_read_off_names(names, sets):
     assert listing.sets_of(names) == sets
+
+
+def test_a_table_without_test_images_says_which_sets_it_has(root, table):
+    put(root, "1.png", "2.png")
+    with pytest.raises(UserError, match="has images of train, val only; give both train and test some"):
+        listing.of(table("path,label,set\n1.png,a,train\n2.png,b,val\n"))
+
+
+def test_a_file_named_in_two_ways_is_noticed(root, table, monkeypatch):
+    put(root, "a/1.png")
+    monkeypatch.chdir(root.parent)
+    table(f"path,label\na/1.png,x\n{root}/a/1.png,x\n")
+    with pytest.raises(UserError, match=r"line 3: .*a/1.png is in line 2, too; remove one of them"):
+        listing.of("photos/labels.csv")
+
+
+def test_the_folder_of_a_run_is_no_class(root, capsys):
+    put(root, "a/1.png", "b/1.png", "run/confusion.png", "run/config.json", "run/checkpoint-0000100.npz", "c/1.png")
+    put(root, "c/config.json", "a/begun/config.json", "a/begun/.lock", "a/begun/x.png")
+    assert list(listed(root)) == ["a", "b", "c"]  # that of c is not a run's
+    said = capsys.readouterr().out
+    assert f"left out the folder {root}/run, which holds a run" in said
+    assert f"left out the folder {root}/a/begun, which holds a run" in said
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "testing"), ("train", "TEST", "Validation")])
+def test_sets_under_other_names_are_not_taken_for_classes(root, names):
+    put(root, *(f"{name}/c{i}/1.png" for i, name in enumerate(names)))
+    with pytest.raises(UserError, match=r"if they are sets, rename them to train, val and test"):
+        listing.of(root)
+
+
+def test_classes_may_be_called_as_sets_are(root):
+    put(root, "Test/1.png", "Train/1.png", "training/deep/1.png")
+    assert list(listed(root)) == ["Test", "Train", "training/deep"]
+
+
+def test_a_line_break_in_a_name_does_not_break_a_line_of_the_log(root, capsys):
+    put(root, "a/1.png", "b/1.png", "lo\nose.png")
+    listing.of(root)
+    assert "such as" in capsys.readouterr().out.splitlines()[-1]

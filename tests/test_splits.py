@@ -15,6 +15,10 @@ def sizes(sets):
     return {part: len(names) for part, names in sets.items()}
 
 
+def counts(names, images=20):
+    return dict.fromkeys(names, images)
+
+
 def classes(names):
     return ImageClasses.from_groups({n: np.full((2, 3, 3, 1), i, np.uint8) for i, n in enumerate(names)})
 
@@ -50,7 +54,7 @@ def named(tmp_path):
     ],
 )
 def test_shares_are_kept_as_far_as_tasks_can_be_drawn(count, split, ways, expected):
-    sets = splits.split_names(NAMES[:count], split, seed=0, ways=ways)
+    sets = splits.split_names(counts(NAMES[:count]), split, seed=0, ways=ways)
     assert tuple(sizes(sets).get(part, 0) for part in ("train", "val", "test")) == expected
     assert sorted(name for part in sets.values() for name in part) == NAMES[:count]
     assert list(sets) == [part for part, size in zip(("train", "val", "test"), expected, strict=True) if size]
@@ -59,24 +63,77 @@ def test_shares_are_kept_as_far_as_tasks_can_be_drawn(count, split, ways, expect
 def test_every_count_is_split_whole_and_each_set_has_enough():
     for ways in (2, 5, 7):
         for count in range(2 * ways, 60):
-            sets = splits.split_names(NAMES[:count], "5,1,3", seed=1, ways=ways)
+            sets = splits.split_names(counts(NAMES[:count]), "5,1,3", seed=1, ways=ways)
             assert sum(sizes(sets).values()) == count
             assert min(sizes(sets).values()) >= ways
             assert ("val" in sets) == (count >= 3 * ways)
 
 
 def test_the_seed_and_the_names_decide_and_nothing_else():
-    one = splits.split_names(NAMES, "", seed=3)
-    assert splits.split_names(NAMES, "", seed=3) == one
-    other_order = splits.split_names(NAMES[::-1], "64,16,20", seed=3)
+    one = splits.split_names(counts(NAMES), "", seed=3)
+    assert splits.split_names(counts(NAMES), "", seed=3) == one
+    other_order = splits.split_names(counts(NAMES[::-1]), "64,16,20", seed=3)
     assert {part: sorted(names) for part, names in other_order.items()} == one
-    assert splits.split_names(NAMES, "", seed=4)["test"] != one["test"]
+    assert splits.split_names(counts(NAMES), "", seed=4)["test"] != one["test"]
     assert one["train"] != NAMES[:64]
+
+
+def test_classes_of_any_sizes_are_split_if_that_can_be_done():
+    """Random sizes, compared with the existence of a split."""
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for number in range(2000):
+        ways, train_images, test_images = (int(n) for n in rng.integers(1, 5, 3))
+        sizes = dict(zip(NAMES, rng.integers(0, 6, rng.integers(1, 20)).tolist(), strict=False))
+        to_train_on = {name for name, count in sizes.items() if count >= train_images}
+        to_test_on = {name for name, count in sizes.items() if count >= test_images}
+        both = to_train_on & to_test_on
+        missing = max(0, ways - len(to_train_on - both)) + max(0, ways - len(to_test_on - both))
+        possible = missing <= len(both) and min(len(to_train_on), len(to_test_on)) >= ways
+        split = ["", "1,1", "9,1", "1,9", "1,5,1"][number % 5]
+        try:
+            sets = splits.split_names(sizes, split, number, ways, train_images, test_images)
+        except UserError:
+            assert not possible
+        else:
+            assert possible
+            assert set(sets["train"]) <= to_train_on
+            assert set(sets["test"]) | set(sets.get("val", ())) <= to_test_on
+            assert min(map(len, sets.values())) >= ways
+            chosen = [name for names in sets.values() for name in names]
+            assert len(chosen) == len(set(chosen))
+            assert set(chosen) == to_train_on | to_test_on
+        outcomes.add((possible, len(sizes) > len(both)))
+    assert len(outcomes) == 4
+
+
+def test_enough_images_change_nothing_in_a_split():
+    plain = splits.split_names(counts(NAMES), "", 3, 5)
+    assert splits.split_names(counts(NAMES), "", 3, 5, 20, 20) == plain
+
+
+def test_classes_with_too_few_images_are_counted(capsys):
+    sizes = {name: 2 if i < 3 else 9 for i, name in enumerate(NAMES[:15])}
+    whole = ImageClasses.from_groups({name: np.zeros((count, 1), np.uint8) for name, count in sizes.items()})
+    for seed in range(20):
+        sets = splits.split_classes(whole, "", seed, 5, 9, 6)
+        assert {part: len(classes) for part, classes in sets.items()} == {"train": 7, "test": 5}
+        assert min(classes.counts.min() for classes in sets.values()) == 9
+    assert "classes left out, with too few images: 3, such as c000" in capsys.readouterr().out
+
+
+def test_too_few_classes_with_enough_images_are_refused():
+    sizes = counts(NAMES[:8], 20) | counts(NAMES[8:12], 3)
+    with pytest.raises(UserError, match="8 classes with 6 images or more cannot be split: tasks of 5 ways need 5"):
+        splits.split_names(sizes, "", 0, 5, 10, 6)
+    sizes = counts(NAMES[:4], 20) | counts(NAMES[4:12], 6)
+    with pytest.raises(UserError, match="5 classes of 10 images to train on and 5 others of 6 .* there are 4 and 8"):
+        splits.split_names(sizes, "", 0, 5, 10, 6)
 
 
 def test_too_few_classes_for_two_sets_are_refused():
     with pytest.raises(UserError, match="9 classes cannot be split: tasks of 5 ways need 5 classes to train on and 5"):
-        splits.split_names(NAMES[:9], "")
+        splits.split_names(counts(NAMES[:9]), "")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +141,7 @@ def test_too_few_classes_for_two_sets_are_refused():
 )
 def test_shares_that_cannot_be_are_refused(split):
     with pytest.raises(UserError, match="shares must be two or three numbers, as in 80,20 or 64,16,20"):
-        splits.split_names(NAMES, split)
+        splits.split_names(counts(NAMES), split)
 
 
 @pytest.mark.parametrize("split", ["nowhere.txt", "64;16;20", "64,16,x", ".", "a\0b"])
@@ -92,7 +149,7 @@ def test_what_is_neither_shares_nor_a_file_is_named(split):
     with pytest.raises(
         UserError, match=r"is neither shares, as in 64,16,20, nor a file of names that can be read \(\w"
     ):
-        splits.split_names(NAMES, split)
+        splits.split_names(counts(NAMES), split)
 
 
 def test_classes_are_split_with_their_images(capsys):
@@ -122,18 +179,18 @@ def test_classes_in_sets_stay_there(capsys):
 
 
 def test_a_file_names_the_classes_to_test_on(named):
-    sets = splits.split_names(CHARACTERS, named("# mine\n\n Keble \nLatin/character02\r\n"))
+    sets = splits.split_names(counts(CHARACTERS), named("# mine\n\n Keble \nLatin/character02\r\n"))
     assert list(sets) == ["train", "test"]
     assert sets["test"] == ["Latin/character02", *CHARACTERS[6:9]]
     assert sets["train"] == [name for name in CHARACTERS if name not in sets["test"]]
 
 
 def test_a_file_may_begin_as_windows_writes_it(named):
-    assert splits.split_names(CHARACTERS, named("Keble\n", "utf-8-sig"))["test"] == CHARACTERS[6:9]
+    assert splits.split_names(counts(CHARACTERS), named("Keble\n", "utf-8-sig"))["test"] == CHARACTERS[6:9]
 
 
 def test_a_file_may_name_other_sets(named):
-    sets = splits.split_names(CHARACTERS, named("val, Greek\ntest,Latin\n"))
+    sets = splits.split_names(counts(CHARACTERS), named("val, Greek\ntest,Latin\n"))
     assert sizes(sets) == {"train": 6, "val": 3, "test": 3}
     assert sets["val"] == CHARACTERS[:3]
 
@@ -145,7 +202,7 @@ def test_where_a_file_names_classes_to_train_on_others_are_left_out_and_counted(
 
 
 def test_a_name_with_a_comma_is_a_name(named):
-    sets = splits.split_names(["Doe, John", "Doe, Jane"], named("Doe, John\n"))
+    sets = splits.split_names(counts(["Doe, John", "Doe, Jane"]), named("Doe, John\n"))
     assert sets == {"train": ["Doe, Jane"], "test": ["Doe, John"]}
 
 
@@ -163,13 +220,13 @@ def test_a_name_with_a_comma_is_a_name(named):
 )
 def test_a_file_that_cannot_be_followed_is_refused(named, text, message):
     with pytest.raises(UserError, match=message):
-        splits.split_names(CHARACTERS, named(text))
+        splits.split_names(counts(CHARACTERS), named(text))
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "names").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="nor a file of names that can be read"):
-        splits.split_names(CHARACTERS, str(tmp_path / "names"))
+        splits.split_names(counts(CHARACTERS), str(tmp_path / "names"))
 
 
 def test_omniglot_is_split_as_the_paper_unless_asked_otherwise(named, monkeypatch):
@@ -181,7 +238,7 @@ def test_omniglot_is_split_as_the_paper_unless_asked_otherwise(named, monkeypatc
     assert [each.names for each in background.values()] == [tuple(CHARACTERS[:6]), tuple(CHARACTERS[6:])]
     chosen = problem.split(whole, Settings(split=named("Greek\n")))
     assert chosen["test"].names == tuple(CHARACTERS[:3])
-    shares = problem.split(whole, Settings(split="1,1", seed=2, classes=3))
+    shares = problem.split(whole, Settings(split="1,1", seed=2, classes=3, shots=1))
     assert sizes(shares) == {"train": 6, "test": 6}
 
 

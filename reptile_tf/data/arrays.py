@@ -10,7 +10,7 @@ import numpy as np
 
 from reptile_tf.data import cache
 from reptile_tf.data import decode as decoder
-from reptile_tf.data.image_classes import ImageClasses
+from reptile_tf.data.image_classes import ImageClasses, check_numbers
 from reptile_tf.errors import UserError
 from reptile_tf.progress import Progress
 
@@ -33,9 +33,14 @@ def mapped(
         store they are held in memory.
 
     Raises:
-      ValueError: the function does not return one result per sample.
+      ValueError: `batch` is below 1; there are no samples; or the function does not return one result per sample, all
+        of the same shape and dtype, or returns values that are not finite numbers, or bfloat16 for a store.
       UserError: the store cannot be written.
     """
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, not {batch}")
+    if not classes.counts.sum():
+        raise ValueError("there are no samples to map")
 
     def batches() -> Iterator[np.ndarray]:
         for index in range(len(classes)):
@@ -46,16 +51,25 @@ def mapped(
         made = np.asarray(function(samples))
         if made.shape[:1] != samples.shape[:1]:
             raise ValueError(f"the function must give a result for each of {len(samples)} samples, not {made.shape}")
+        check_numbers(made, "the function's results")
         return made
 
     first = result(next(batches()))
+    if store is not None and first.dtype.kind == "V":
+        raise ValueError(f"{first.dtype} cannot be stored: let the function give float32")
     total = int(classes.counts.sum())
 
     def fill(results: np.ndarray) -> tuple[dict[str, int], dict[str, Any]]:
         done = 0
         with Progress("mapping samples", total, unit="sample") as bar:
             for samples in batches():
-                results[done : done + len(samples)] = result(samples)
+                made = result(samples)
+                if made.dtype != first.dtype or made.shape[1:] != first.shape[1:]:
+                    raise ValueError(
+                        f"the function's results must be alike: {made.dtype} {made.shape[1:]} comes after "
+                        f"{first.dtype} {first.shape[1:]}"
+                    )
+                results[done : done + len(samples)] = made
                 done += len(samples)
                 bar.advance(len(samples))
         return dict(zip(classes.names, classes.counts.tolist(), strict=True)), {}
@@ -78,31 +92,58 @@ def from_dataset(
     """Groups a data set's samples by label, sorted by label, in memory.
 
     Args:
-      dataset: pairs (x, y), such as an unbatched tf.data.Dataset. All x have the same shape, and y is an integer or a
-        string.
-      names: names of the classes with labels 0, 1, …; by default the labels themselves.
+      dataset: pairs (x, y), such as an unbatched tf.data.Dataset. All x have the same shape, and all y are integers, or
+        all are strings.
+      names: names of the classes with labels 0, 1, …, all different; by default the labels themselves.
       scale: factor by which samples are multiplied for the network, such as 1/255 for images of 0 to 255.
 
     Raises:
-      ValueError: the data set is batched or empty, or its samples differ in shape.
+      ValueError: the data set is empty or batched, or its elements are not pairs of a sample and a label; samples
+        differ in shape or are not finite numbers; labels are neither all integers nor all strings; a label has no name, or two
+        labels have the same.
     """
-    groups: dict[Any, list[np.ndarray]] = {}
-    for x, y in dataset:
-        x, label = np.asarray(x), np.asarray(y)
-        if label.ndim:
-            raise ValueError("the data set must give samples one by one, each with its label: call unbatch() on it")
-        groups.setdefault(label.item(), []).append(x)
+    if names is not None and len(set(names)) < len(names):
+        raise ValueError("two labels have the same name")
+    groups: dict[int | str, list[np.ndarray]] = {}
+    kind = None
+    for pair in dataset:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ValueError(
+                "the data set must give pairs of a sample and its label: turn its elements into them by map()"
+            )
+        x, label = np.asarray(pair[0]), _label(np.asarray(pair[1]))
+        if x.dtype.kind == "O":
+            raise ValueError("samples must be dense arrays of one shape: turn them into these by map()")
+        if kind not in (None, type(label)):
+            raise ValueError(f"labels must be all integers or all strings, but {label!r} is among others")
+        kind = type(label)
+        if names is not None and not (isinstance(label, int) and 0 <= label < len(names)):
+            raise ValueError(f"label {label!r} has no name: names are given for labels 0 to {len(names) - 1}")
+        groups.setdefault(label, []).append(x)
+    if not groups:
+        raise ValueError("the data set is empty")
     shapes = {x.shape for group in groups.values() for x in group}
-    if len(shapes) != 1:
-        found = f"they are of {sorted(shapes)[:3]}" if shapes else "there are none"
-        raise ValueError(f"samples must be of one shape, but {found}: resize them with map()")
+    if len(shapes) > 1:
+        raise ValueError(f"samples must be of one shape, but they are of {sorted(shapes)[:3]}: resize them with map()")
     return ImageClasses.from_groups(
-        {_name(label, names): np.stack(groups[label]) for label in sorted(groups)}, scale=scale
+        {str(label) if names is None else names[int(label)]: np.stack(groups[label]) for label in sorted(groups)},
+        scale=scale,
     )
 
 
-def _name(label: Any, names: Sequence[str] | None) -> str:
-    return names[label] if names is not None else label.decode() if isinstance(label, bytes) else str(label)
+def _label(label: np.ndarray) -> int | str:
+    """Returns a label of a data set as an integer or a string; raises ValueError if it is neither."""
+    if label.ndim:
+        raise ValueError(
+            f"each sample needs one label, but this one has labels of shape {label.shape}: call unbatch() on a batched "
+            "data set, and argmax() on one-hot labels"
+        )
+    value = label.item()
+    if isinstance(value, bytes | str):
+        return value.decode() if isinstance(value, bytes) else value
+    if label.dtype.kind in "iub":
+        return int(value)
+    raise ValueError(f"labels must be integers or strings, not {value!r} ({label.dtype})")
 
 
 def from_tfds(
@@ -123,7 +164,8 @@ def from_tfds(
       One class per label, with the label's name: uint8 [image, size, size, channels], scale 1/255.
 
     Raises:
-      UserError: TensorFlow Datasets is not installed or cannot provide the data set, or it has no labelled images.
+      UserError: TensorFlow Datasets is not installed or cannot provide the data set, or it has images without a label,
+        or of a type that `decode.of_pixels` does not convert.
     """
     try:
         import tensorflow_datasets as tfds
@@ -144,4 +186,7 @@ def from_tfds(
                 bar.advance(1)
                 yield decoder.of_pixels(pixels, size, channels), number
 
-        return from_dataset(prepared(), label.names, scale=1 / 255)
+        try:
+            return from_dataset(prepared(), label.names, scale=1 / 255)
+        except ValueError as error:  # for example, some images have no label
+            raise UserError(f"the data set {name} cannot be used: {error}") from error

@@ -9,13 +9,13 @@ import os
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from PIL.TiffTags import TAGS_V2
 
 from reptile_tf.errors import UserError
 from reptile_tf.progress import log
 
-VERSION = 1
+VERSION = 2
 # Pillow's names. Decoders that start another program (such as EPS) or are rarely tested are left out.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 # Suffixes of image files, in upper or lower case. The format itself is recognized by the file's content.
@@ -26,6 +26,7 @@ MAX_PIXELS = 1 << 27  # 134 megapixels, half a gigabyte when decoded; a file of 
 RESAMPLING = Image.Resampling.NEAREST  # as in the paper: the default of the Pillow version that its code used
 
 _MODES = {1: "L", 3: "RGB"}
+_GREY_OF_FEW_BITS = {"L;2": 85, "L;4": 17}  # what Pillow multiplies such pixels by
 _BITS, _PHOTOMETRIC, _FORMAT = (
     next(number for number, tag in TAGS_V2.items() if tag.name == name)
     for name in ("BitsPerSample", "PhotometricInterpretation", "SampleFormat")
@@ -59,7 +60,7 @@ def read(
     - Grey of more than eight bits is scaled and rounded to 0 to 255, from 0 to the maximum of the file's number type:
       65,535 for 16 bits, 4,294,967,295 for 32 bits, about half of that if signed, and 1.0 for floating point. A file
       with values that are negative, above that maximum or not finite is rejected.
-    - Transparent parts become white.
+    - Transparent parts become white. 16-bit colour with one transparent colour is rejected, since Pillow loses it.
     - The first picture of an animation or of several pages is used, and this is logged.
 
     Args:
@@ -92,7 +93,9 @@ def picture(
     wanted = (size, size) if isinstance(size, int) else size and (size[1], size[0])  # width first
     path = os.fspath(file)
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        # Given a path, Pillow maps uncompressed TIFF files into memory, and scrambles those that are turned by their EXIF
+        # data.
+        with open(path, "rb") as content, Image.open(content, formats=FORMATS) as image:
             if as_stored:
                 small = image.resize(wanted or image.size, RESAMPLING).convert(_MODES[channels])
             else:
@@ -110,17 +113,41 @@ def picture(
 
 
 def of_pixels(pixels: np.ndarray, size: int, channels: int) -> np.ndarray:
-    """Resizes and converts decoded pixels as `read` does: uint8 [height, width, channel] with 1, 3 or 4 channels."""
-    small = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).resize((size, size), RESAMPLING)
+    """Resizes and converts decoded pixels as `read` does.
+
+    Args:
+      pixels: uint8 or uint16 [height, width, channel] with 1, 3 or 4 channels, or float from 0 to 1 with 1 channel.
+      size: height and width to resize to.
+      channels: 3 for RGB or 1 for greyscale.
+
+    Returns:
+      uint8 [size, size, channels].
+
+    Raises:
+      ValueError: the pixels have another dtype, number of channels or range.
+    """
+    grey = pixels.shape[-1] == 1
+    if grey and pixels.dtype.kind == "f":
+        pixels = pixels.astype(np.float32)
+    elif not grey and pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    if pixels.shape[-1] not in (1, 3, 4) or pixels.dtype not in (np.uint8, *([np.uint16, np.float32] if grey else [])):
+        raise ValueError(f"images of {pixels.dtype} with {pixels.shape[-1]} channels cannot be converted: use uint8")
+    small = Image.fromarray(pixels[..., 0] if grey else pixels).resize((size, size), RESAMPLING)
+    if small.mode[0] in "IF":
+        small = _eight_bits(small, np.asarray(small))
     if small.mode == "RGBA":
         small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small)
     return np.asarray(small.convert(_MODES[channels])).reshape(size, size, channels)
 
 
-def _as_shown(image: Image.Image, size: tuple[int, int] | None, mode: str) -> Image.Image:
+def _as_shown(image: ImageFile.ImageFile, size: tuple[int, int] | None, mode: str) -> Image.Image:
     """Returns `image` as a viewer shows it, resized to `size` (width, height) unless that is None."""
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,}")
+    _adapt_transparency(image)
+    if image.mode not in ("I", "F", "I;16") and 2 in getattr(image, "tag_v2", {}).get(_FORMAT, ()):
+        raise ValueError("its numbers are signed")
     image.load()
     with contextlib.suppress(Exception):  # broken EXIF data may raise anything
         ImageOps.exif_transpose(image, in_place=True)
@@ -132,6 +159,15 @@ def _as_shown(image: Image.Image, size: tuple[int, int] | None, mode: str) -> Im
         small = small.convert("RGBA")
         small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small)
     return small.convert(mode)
+
+
+def _adapt_transparency(image: ImageFile.ImageFile) -> None:
+    """Scales a PNG file's transparent grey as Pillow scales its pixels; raises ValueError for one of 16-bit colour."""
+    raw = image.tile[0].args if image.format == "PNG" and "transparency" in image.info and image.tile else ""
+    if raw in _GREY_OF_FEW_BITS:
+        image.info["transparency"] *= _GREY_OF_FEW_BITS[raw]
+    elif raw == "RGB;16B":
+        raise ValueError("16-bit colour with a transparent colour: save it with 8 bits, or with an alpha channel")
 
 
 def _eight_bits(image: Image.Image, values: np.ndarray) -> Image.Image:

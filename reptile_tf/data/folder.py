@@ -27,7 +27,7 @@ def load(
     size: int | tuple[int, int] = 84,
     channels: int = 3,
     *,
-    split: Callable[[Sequence[str]], Mapping[str, Sequence[str]]] | None = None,
+    split: Callable[[Mapping[str, int]], Mapping[str, Sequence[str]]] | None = None,
     skip_bad_images: bool = False,
     store: bool = False,
 ) -> ImageClasses:
@@ -40,9 +40,9 @@ def load(
       path: ROOT of ROOT/CLASS/IMAGE or ROOT/{train,val,test}/CLASS/IMAGE, or a table of paths and labels (.csv).
       size: (height, width) to resize to, or one number for both.
       channels: 3 for RGB or 1 for greyscale; other images are converted.
-      split: maps the names of all classes to those in each set, as `splits.split_names` does, so that the sets can be
-        checked for common images. It is called before any image is decoded. Without it, the sets in the names are
-        checked, if there are any.
+      split: maps the number of images of each class to the names in each set, as `splits.split_names` does, so that the
+        sets can be checked for common images. It is called before any image is decoded, and again when it is known how
+        many there are. Without it, the sets in the names are checked, if there are any.
       skip_bad_images: leave out files that are not images and log which, instead of raising an error.
       store: keep the decoded images beside their source for the next start, and map them into memory. If the folder
         cannot be written to, log a warning and hold them in memory.
@@ -61,11 +61,15 @@ def load(
     height, width = (size, size) if isinstance(size, int) else size
     shape = (height, width, channels)
     place = found.root / f"{found.store}{height}x{width}x{channels}.json" if store else None
-    names = tuple(found.classes)
-    # Before decoding, which may take long.
-    sets = {name: part for part, of in split(names).items() for name in of} if split else listing.sets_of(names)
+
+    def sets(counts: Mapping[str, int]) -> Mapping[str, str]:
+        if split is None:
+            return listing.sets_of(list(counts))
+        return {name: part for part, names in split(counts).items() for name in names}
+
+    sets({name: len(files) for name, files in found.classes.items()})  # fails before decoding, which may take long
     classes, same = prepare(found, shape, place, skip_bad_images=skip_bad_images, required=False)
-    check_apart(same, sets, found.root)
+    check_apart(same, sets(dict(zip(classes.names, classes.counts.tolist(), strict=True))), found.root)
     return classes
 
 

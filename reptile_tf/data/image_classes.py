@@ -8,6 +8,19 @@ from typing import Any
 import numpy as np
 
 
+def check_dtype(dtype: np.dtype, what: str) -> None:
+    """Raises ValueError unless a dtype is one of real numbers; `what` names the array in the message."""
+    if dtype.kind not in "biuf" and dtype.name != "bfloat16":  # which NumPy takes for a structure, kind V
+        raise ValueError(f"{what} must be real numbers, not {dtype}")
+
+
+def check_numbers(samples: np.ndarray, what: str) -> None:
+    """Raises ValueError unless an array holds finite real numbers."""
+    check_dtype(samples.dtype, what)
+    if samples.dtype.kind in "fV" and not np.isfinite(samples).all():
+        raise ValueError(f"{what} must be finite, but some are infinite or NaN")
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)  # arrays have no single truth value to compare by
 class ImageClasses:
     """Images grouped by class. Classes may differ in size. Derived objects share the images and do not copy them.
@@ -32,6 +45,10 @@ class ImageClasses:
     turns: tuple[int, ...] = ()
     flips: bool = False
 
+    def __post_init__(self):
+        """Raises ValueError if the samples are not real numbers."""
+        check_dtype(self.images.dtype, "samples")
+
     def __len__(self) -> int:
         """The number of classes."""
         return len(self.names)
@@ -44,14 +61,24 @@ class ImageClasses:
     def from_groups(cls, groups: dict[Any, np.ndarray], scale: float = 1.0) -> "ImageClasses":
         """Joins `{class name: uint8 [image, height, width, channel]}` in the order of the dict.
 
-        Names are converted to strings.
+        Samples may also be other arrays of finite numbers, [sample, ...]. Names are converted to strings.
 
         Raises:
-          ValueError: two names are equal as strings.
+          ValueError: there are no classes; two names are equal as strings; or the samples are not finite real numbers,
+            or of different shapes.
         """
         names = tuple(str(name) for name in groups)
-        if len(set(names)) < len(names):
-            raise ValueError("two classes have the same name")
+        if not names or len(set(names)) < len(names):
+            raise ValueError("two classes have the same name" if names else "there are no classes")
+        groups = {name: np.asarray(group) for name, group in zip(names, groups.values(), strict=True)}
+        first = groups[names[0]]
+        for name, group in groups.items():
+            check_numbers(group, f"the samples of class {name}")
+            if not group.ndim or group.shape[1:] != first.shape[1:]:
+                raise ValueError(
+                    f"all samples must have one shape, but class {names[0]} is an array of {first.shape} and class "
+                    f"{name} one of {group.shape}"
+                )
         counts = np.array([len(group) for group in groups.values()], np.int64)
         return cls(
             images=np.concatenate(list(groups.values())),
@@ -138,16 +165,22 @@ class ImageClasses:
         """Adds every class turned by 90, 180 and 270 degrees as classes of their own (paper, section 6.1).
 
         Raises:
-          ValueError: the images are not square.
+          ValueError: the samples are not square images, or a class has the name of another one turned.
         """
         if self.images.ndim != 4 or self.images.shape[1] != self.images.shape[2]:
-            raise ValueError(f"images of {self.images.shape[1:3]} are not square: they cannot be turned")
+            raise ValueError(
+                "only square images [image, height, width, channel] can be turned, not samples of "
+                f"{self.images.shape[1:]}"
+            )
         upright = self.turns or (0,) * len(self)
+        names = tuple(name + suffix for suffix in ("", "@90", "@180", "@270") for name in self.names)
+        if len(set(names)) < len(names):
+            raise ValueError("classes that end in @90, @180 or @270 beside the class without it cannot be turned")
         return dataclasses.replace(
             self,
             starts=np.tile(self.starts, 4),
             counts=np.tile(self.counts, 4),
-            names=tuple(name + suffix for suffix in ("", "@90", "@180", "@270") for name in self.names),
+            names=names,
             turns=tuple((before + more) % 4 for more in range(4) for before in upright),
         )
 
@@ -158,5 +191,7 @@ class ImageClasses:
           ValueError: the samples are not images.
         """
         if self.images.ndim != 4:
-            raise ValueError(f"samples of shape {self.images.shape[1:]} are no images: they cannot be mirrored")
+            raise ValueError(
+                f"only images [image, height, width, channel] can be mirrored, not samples of {self.images.shape[1:]}"
+            )
         return self if self.flips else dataclasses.replace(self, counts=2 * self.counts, flips=True)

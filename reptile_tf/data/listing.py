@@ -3,6 +3,7 @@
 Each folder that holds images is a class, named by its path: CLASS in ROOT/CLASS/IMAGE, or "SET/CLASS" in
 ROOT/SET/CLASS/IMAGE with the sets train, test and optionally val. Folders may be nested: the images in ROOT/a/b/ belong
 to the class "a/b". Hidden files are ignored. Other files, and images outside class folders, are counted in a warning.
+The folder of a run, which may have been trained on these images, is left out.
 """
 
 import collections
@@ -11,6 +12,7 @@ import hashlib
 import io
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,6 +21,8 @@ from reptile_tf.errors import UserError
 from reptile_tf.fetch.image_files import SETS, visible
 from reptile_tf.progress import log
 
+# What others call the sets.
+_OTHER_NAMES = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
 STORE = "prepared-"  # prefix of the names of stores of decoded images, which lie beside their source
 
 
@@ -92,9 +96,9 @@ def of_table(path: pathlib.Path) -> Listing:
                 if len(row) != len(columns):
                     raise UserError(f"{where}: {len(row)} values instead of {len(columns)}; put commas in quotes")
                 file, label = _line(dict(zip(columns, row, strict=True)), where, path.parent)
-                if file in lines:
-                    raise UserError(f"{where}: {file} is in line {lines[file]}, too; remove one of them")
-                lines[file] = rows.line_num
+                before = lines.setdefault(os.path.abspath(file), rows.line_num)
+                if before != rows.line_num:
+                    raise UserError(f"{where}: {file} is in line {before}, too; remove one of them")
                 classes[label].append(File(file))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(
@@ -103,8 +107,9 @@ def of_table(path: pathlib.Path) -> Listing:
     if not classes:
         raise UserError(f"{path} names no images; put a line with path and label there for each")
     if "set" in columns and not sets_of(list(classes)):
+        given = ", ".join(sorted({name.partition("/")[0] for name in classes}, key=SETS.index))
         raise UserError(
-            f"{path} has images of only one set; give both train and test some, or leave out the column set"
+            f"{path} has images of {given} only; give both train and test some, or leave out the column set"
         )
     for files in classes.values():
         files.sort()
@@ -135,8 +140,13 @@ def _of_folder(path: pathlib.Path) -> Listing:
     if {"train", "test"} <= folders:
         found.sets_in(path)
     else:
-        for name in sorted(folders & set(SETS)):
-            if any(entry.is_dir() for entry in visible(path / name)):
+        groups = [name for name in sorted(folders) if any(entry.is_dir() for entry in visible(path / name))]
+        alike = {name: _OTHER_NAMES.get(name.lower(), name.lower()) for name in groups}
+        if {"train", "test"} <= set(alike.values()):
+            named = ", ".join(name for name in groups if alike[name] in SETS)
+            raise UserError(f"{path} has the folders {named}: if they are sets, rename them to train, val and test")
+        for name in groups:
+            if name in SETS:
                 raise UserError(
                     f"{path} has a folder {name} of class folders, as sets have, but not both train and test; put "
                     "the classes to train on into train and others into test, or all of them into one folder"
@@ -176,6 +186,7 @@ class _Found:
         self.classes: dict[str, list[os.DirEntry]] = {}
         self._others: list[str] = []  # files that are not images
         self._loose: list[str] = []  # images outside class folders
+        self._runs: list[os.DirEntry] = []  # folders of runs
 
     def sets_in(self, path: pathlib.Path) -> None:
         """Adds the classes in the sets train, test and val of a folder."""
@@ -225,10 +236,11 @@ class _Found:
 
     def _sorted_out(self, path: str | os.PathLike) -> tuple[list[os.DirEntry], list[os.DirEntry]]:
         """Returns the folders and the images in a folder, and notes its other files."""
-        folders, images = [], []
+        folders: list[os.DirEntry] = []
+        images = []
         for entry in visible(path):
             if entry.is_dir():
-                folders.append(entry)
+                (self._runs if _is_run(entry.path) else folders).append(entry)
             elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
                 images.append(entry)
             elif not entry.name.startswith(STORE):
@@ -237,6 +249,8 @@ class _Found:
 
     def tell(self) -> None:
         """Logs which files were left out."""
+        for run in self._runs:
+            log.info(f"left out the folder {run.path}, which holds a run")
         if self._others:
             log.warning(f"files left out, which are not images in a supported format: {_kinds(self._others)}")
         if self._loose:
@@ -250,6 +264,13 @@ def _kinds(paths: list[str]) -> str:
     counts = collections.Counter(os.path.splitext(path)[1].lower() or "without suffix" for path in paths)
     most = ", ".join(f"{count} {kind}" for kind, count in counts.most_common(5))
     return f"{len(paths)} ({most}{', …' if len(counts) > 5 else ''}), such as {paths[0]}"
+
+
+def _is_run(path: str) -> bool:
+    """Returns whether a folder is that of a run (see `checkpoint.RunFolder`), whose pictures are not a class."""
+    if not os.path.isfile(os.path.join(path, "config.json")):
+        return False
+    return any(name == ".lock" or re.fullmatch(r"checkpoint-\d+\.npz", name) for name in os.listdir(path))
 
 
 def _identity(path: str) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 import difflib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -16,7 +16,14 @@ from reptile_tf.progress import log
 SHARES = "64,16,20"  # the split of Mini-ImageNet's hundred classes
 
 
-def split_classes(classes: ImageClasses, split: str = "", seed: int = 0, ways: int = 5) -> dict[str, ImageClasses]:
+def split_classes(
+    classes: ImageClasses,
+    split: str = "",
+    seed: int = 0,
+    ways: int = 5,
+    train_images: int = 1,
+    test_images: int = 1,
+) -> dict[str, ImageClasses]:
     """Splits classes into the sets "train", "test" and optionally "val", and logs their sizes.
 
     Args:
@@ -25,6 +32,9 @@ def split_classes(classes: ImageClasses, split: str = "", seed: int = 0, ways: i
         `SHARES` if the names have none.
       seed: random seed of a split by shares.
       ways: number of classes per task. By shares, each set gets at least that many.
+      train_images: number of images that a training task needs of a class. A split by shares puts no smaller class into
+        the training set.
+      test_images: the same for validation and test tasks.
 
     Returns:
       The classes of each set, in their original order; the images are shared, not copied.
@@ -32,24 +42,35 @@ def split_classes(classes: ImageClasses, split: str = "", seed: int = 0, ways: i
     Raises:
       UserError: see `split_names`.
     """
+    counts = dict(zip(classes.names, classes.counts.tolist(), strict=True))
     where = {name: index for index, name in enumerate(classes.names)}
-    sets = split_names(classes.names, split, seed, ways)
+    sets = split_names(counts, split, seed, ways, train_images, test_images)
     validating = f"{len(sets['val']):,} for validation" if "val" in sets else "none for validation"
     shares = None if sets_of(classes.names) else _as_shares(split)
     if shares and shares[1] and "val" not in sets:
         validating += f" (which would take {3 * ways} classes for {ways} ways)"
     log.info(f"{len(sets['train']):,} classes to train on, {validating}, {len(sets['test']):,} for testing")
-    if left_out := len(where) - sum(map(len, sets.values())):
-        log.warning(f"classes left out, since {split} does not name them: {left_out:,}")
+    if left_out := sorted(where.keys() - {name for names in sets.values() for name in names}, key=where.__getitem__):
+        if shares:
+            log.info(f"classes left out, with too few images: {len(left_out)}, such as {left_out[0]}")
+        else:
+            log.warning(f"classes left out, since {split} does not name them: {len(left_out):,}")
     return {part: classes.subset([where[name] for name in names]) for part, names in sets.items()}
 
 
-def split_names(names: Sequence[str], split: str = "", seed: int = 0, ways: int = 5) -> dict[str, list[str]]:
-    """Splits like `split_classes`, but takes and returns only the names of classes, and logs nothing.
+def split_names(
+    counts: Mapping[str, int],
+    split: str = "",
+    seed: int = 0,
+    ways: int = 5,
+    train_images: int = 1,
+    test_images: int = 1,
+) -> dict[str, list[str]]:
+    """Splits like `split_classes`, but takes the number of images of each class, returns names, and logs nothing.
 
     Shares are two or three numbers, as in 80,20 (training and testing) or 64,16,20 (training, validation and testing),
-    relative to their sum. The result depends only on the seed and the names. Each set gets at least `ways` classes.
-    With fewer than 3 * `ways` classes there is no validation set.
+    relative to their sum. The result depends only on the seed, the names, and which classes have too few images. Each
+    set gets at least `ways` classes. With fewer than 3 * `ways` classes there is no validation set.
 
     A file of names is a text file (UTF-8) with one name per line: a class, or a NAME that stands for all classes
     "NAME/…", such as an alphabet of Omniglot or a folder of class folders. These classes are for testing, and all
@@ -57,15 +78,16 @@ def split_names(names: Sequence[str], split: str = "", seed: int = 0, ways: int 
     that no line names are left out. Empty lines and lines that begin with # are ignored.
 
     Raises:
-      UserError: the names already have sets, but `split` is given; `split` is neither shares nor a readable file; there
-        are too few classes; or the file names an unknown class, puts a class into two sets, or leaves a set empty.
+      UserError: the names already have sets, but `split` is given; `split` is neither shares nor a readable file; too
+        few classes have enough images; or the file names an unknown class, puts one into two sets, or leaves a set empty.
     """
+    names = list(counts)
     if sets := sets_of(names):
         if split:
             raise UserError(f"the classes are in the sets train and test already: leave --split {split} out")
         return {part: [n for n in names if sets[n] == part] for part in SETS if part in sets.values()}
     shares = _as_shares(split)
-    return _by_shares(names, shares, seed, ways) if shares else split_by_file(names, split)
+    return _by_shares(counts, shares, seed, ways, train_images, test_images) if shares else split_by_file(names, split)
 
 
 def split_by_file(names: Sequence[str], path: str | os.PathLike) -> dict[str, list[str]]:
@@ -117,11 +139,20 @@ def _as_shares(split: str) -> tuple[float, float, float] | None:
     return train, val, test
 
 
-def _by_shares(names: Sequence[str], shares: tuple[float, float, float], seed: int, ways: int) -> dict[str, list[str]]:
+def _by_shares(
+    counts: Mapping[str, int],
+    shares: tuple[float, float, float],
+    seed: int,
+    ways: int,
+    train_images: int,
+    test_images: int,
+) -> dict[str, list[str]]:
+    names = sorted(name for name, count in counts.items() if count >= min(train_images, test_images))
     if len(names) < 2 * ways:
+        small = f" with {min(train_images, test_images)} images or more" if len(names) < len(counts) else ""
         raise UserError(
-            f"{len(names)} classes cannot be split: tasks of {ways} ways need {ways} classes to train on and {ways} "
-            "others to test on; lower --classes, or add classes"
+            f"{len(names)} classes{small} cannot be split: tasks of {ways} ways need {ways} classes to train on and "
+            f"{ways} others to test on; lower --classes, or add classes"
         )
     wanted = {part: share for part, share in zip(SETS, shares, strict=True) if share}
     if len(names) < 3 * ways:
@@ -131,9 +162,19 @@ def _by_shares(names: Sequence[str], shares: tuple[float, float, float], seed: i
     while sum(sizes.values()) > len(names):
         sizes[max(sizes, key=lambda part: sizes[part])] -= 1
     sizes["train"] += len(names) - sum(sizes.values())
-    shuffled = np.random.Generator(np.random.Philox(seed)).permutation(sorted(names)).tolist()
-    sets = {}
-    for part, size in sizes.items():
-        chosen, shuffled = set(shuffled[:size]), shuffled[size:]
-        sets[part] = [name for name in names if name in chosen]
-    return sets
+    shuffled = np.random.Generator(np.random.Philox(seed)).permutation(names).tolist()
+    # Classes that are too small to test on come first, and those too small to train on are passed over.
+    to_train_on = sorted((n for n in shuffled if counts[n] >= train_images), key=lambda n: counts[n] >= test_images)
+    needed = [name for name in to_train_on if counts[name] < test_images]
+    train = to_train_on[: max(sizes["train"], len(needed))]
+    taken = set(train)
+    others = [name for name in shuffled if counts[name] >= test_images and name not in taken]
+    if len(train) < ways or len(others) < ways:
+        raise UserError(
+            f"{ways} ways need {ways} classes of {train_images} images to train on and {ways} others of {test_images} "
+            f"to test on, but there are {len(train)} and {len(others)}; lower --classes or the shots, or add images"
+        )
+    validating = min(sizes.get("val", 0), len(others) - ways)
+    validating = validating if validating >= ways else 0
+    chosen = {"train": taken, "val": set(others[:validating]), "test": set(others[validating:])}
+    return {part: [name for name in counts if name in of] for part, of in chosen.items() if of}

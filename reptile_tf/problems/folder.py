@@ -57,7 +57,7 @@ class Folder(Problem):
             return arrays.from_tfds(name, settings.size, settings.channels, settings.data_dir or None), name
         if not settings.data_dir:
             raise UserError("name the folder of your images (or a table of them) with --data-dir")
-        split = functools.partial(splits.split_names, split=settings.split, seed=settings.seed, ways=settings.classes)
+        split = functools.partial(splits.split_names, **settings.split_arguments())
         classes = folder.load(
             settings.data_dir,
             settings.size,
@@ -72,7 +72,7 @@ class Folder(Problem):
         """Splits by the sets in the folders or the table, else by `settings.split` (see `splits.split_names`)."""
         from reptile_tf.data import splits
 
-        return splits.split_classes(classes, settings.split, settings.seed, settings.classes)
+        return splits.split_classes(classes, **settings.split_arguments())
 
 
 PROBLEM = Folder()

@@ -66,7 +66,7 @@ class Omniglot(Problem):
             return dict(zip(("train", "test"), classes.split(TRAINING_CHARACTERS, settings.seed), strict=True))
         if settings.split == "background":
             return omniglot.split_by_part(classes)
-        return splits.split_classes(classes, settings.split, settings.seed, settings.classes)
+        return splits.split_classes(classes, **settings.split_arguments())
 
 
 PROBLEM = Omniglot()

@@ -303,7 +303,7 @@ def test_any_folder_or_table_is_loaded_or_refused_in_one_line(tmp_path, alarm, c
         def load():
             return folder.load(
                 source, size=(3, 4), channels=3, skip_bad_images=skip, store=store,  # noqa: B023
-                split=lambda names: splits.split_names(names, split, 1, ways),  # noqa: B023
+                split=lambda counts: splits.split_names(counts, split, 1, ways),  # noqa: B023
             )  # fmt: skip
 
         loaded, _ = outcome(load)
