@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from reptile_tf import tasks
+from reptile_tf.data import ImageClasses
 from reptile_tf.errors import UserError
 from reptile_tf.evaluate import Accuracy, Answers, Evaluator, answers, meta_test
 from reptile_tf.meta import MetaLearner
@@ -47,6 +48,12 @@ def with_another_query(batch):
     query_x = batch.query_x.copy()
     query_x[:, -1] = 1 - query_x[:, -1]
     return batch._replace(query_x=query_x)
+
+
+def test_samples_of_another_shape_are_refused(learner):
+    other = ImageClasses.from_groups({i: np.zeros((3, 20, 20, 1), np.uint8) for i in range(6)})
+    with pytest.raises(ValueError, match=r"the model does not take inputs of \(20, 20, 1\)"):
+        meta_test(learner, other, SETTINGS)
 
 
 def test_evaluation_leaves_every_variable_as_it_was(learner, glyphs):

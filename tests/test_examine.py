@@ -354,6 +354,7 @@ X = np.ones((4, 6, 6, 2))
     ("x", "y", "message"),
     [
         (X, [0, 1, 2], "4 inputs need as many labels, not .3."),
+        (X.astype(complex), [0, 1, 2, 0], "inputs must be real numbers, not complex128"),
         (X, [0, 1, 2, 0.5], "must be names or integers: 0.5 is neither"),
         (X, [0, 1, 2, np.nan], "must be names or integers: nan is neither"),
         (X, [0, 1, 2, np.inf], "must be names or integers: inf is neither"),

@@ -82,6 +82,34 @@ def test_a_folder_must_be_named_and_have_classes_enough(main):
     assert (code, error) == (2, "run_folder.py: --channels must be one of 1, 3, not 2 (see --help)\n")
 
 
+def test_a_run_among_the_images_is_resumed_and_is_no_class(main, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path / "photos")
+    code, out, _ = main(*TINY, "--data-dir=.")
+    assert code == 0
+    assert "images of .: 7 classes" in out
+    code, out, error = main(*TINY, "--data-dir=.")
+    assert (code, error) == (0, "")
+    assert "left out the folder ./run, which holds a run" in out
+    assert "resuming from meta-iteration 6" in out
+    shutil.copytree("run", tmp_path / "whole" / "run")
+    code, _, error = main(*TINY, f"--data-dir={tmp_path / 'whole'}")
+    assert code == 1
+    assert "no class folders in" in error
+
+
+def test_small_classes_do_not_stop_a_run_whatever_the_seed(main, tmp_path):
+    for label in (1, 4, 6):
+        for i in range(1, 5):
+            (tmp_path / "photos" / f"kind {label}" / f"{i}.jpg").unlink()
+    for seed in range(3):
+        code, out, error = main(*TINY, "--meta-iters=1", f"--seed={seed}", f"--checkpoint=run{seed}")
+        assert (code, error) == (0, "")
+        assert (
+            "2 classes to train on, none for validation (which would take 6 classes for 2 ways), 2 for testing" in out
+        )
+        assert "classes left out, with too few images: 3, such as kind 1" in out
+
+
 @pytest.mark.slow
 def test_a_run_starts_from_what_another_has_learned(main, tmp_path):
     assert main(*TINY)[0] == 0

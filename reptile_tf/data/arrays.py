@@ -99,8 +99,8 @@ def from_dataset(
 
     Raises:
       ValueError: the data set is empty or batched, or its elements are not pairs of a sample and a label; samples
-        differ in shape or are not finite numbers; labels are neither all integers nor all strings; a label has no name, or two
-        labels have the same.
+        differ in shape or are not finite numbers; labels are neither all integers nor all strings; a label
+        has no name; or two labels have the same name.
     """
     if names is not None and len(set(names)) < len(names):
         raise ValueError("two labels have the same name")

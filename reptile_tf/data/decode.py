@@ -93,8 +93,7 @@ def picture(
     wanted = (size, size) if isinstance(size, int) else size and (size[1], size[0])  # width first
     path = os.fspath(file)
     try:
-        # Given a path, Pillow maps uncompressed TIFF files into memory, and scrambles those that are turned by their EXIF
-        # data.
+        # Given a path, Pillow maps uncompressed TIFF files into memory, and scrambles those that EXIF data turn.
         with open(path, "rb") as content, Image.open(content, formats=FORMATS) as image:
             if as_stored:
                 small = image.resize(wanted or image.size, RESAMPLING).convert(_MODES[channels])

@@ -79,7 +79,8 @@ def split_names(
 
     Raises:
       UserError: the names already have sets, but `split` is given; `split` is neither shares nor a readable file; too
-        few classes have enough images; or the file names an unknown class, puts one into two sets, or leaves a set empty.
+        few classes have enough images; or the file names an unknown class, puts one into two sets, or leaves a set
+        empty.
     """
     names = list(counts)
     if sets := sets_of(names):

@@ -50,6 +50,7 @@ KINDS = {  # suffix, mode and options of Pillow's save
         for mode in ("1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F")
         for compression in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits")
     ]
+    + [("tif", mode, {"exif": ORIENTED}) for mode in ("L", "P", "I;16", "RGB")]
     + [("tiff", "RGB", {"save_all": True, "append_images": "one"}), ("tiff", "RGB", {"compression": "jpeg"})],
     "GIF": [("gif", "P", {}), ("gif", "RGBA", {}), ("gif", "P", {"save_all": True, "append_images": "one"})],
     "PPM": [("ppm", "RGB", {}), ("pgm", "L", {}), ("pgm", "I;16", {}), ("pbm", "1", {}), ("ppm", "F", {})],
@@ -220,7 +221,7 @@ def any_folder(rng, root):
     for _ in range(odd):
         place = places[rng.integers(len(places))]
         sound = sorted(path for path in root.rglob("*") if path.is_file())
-        oddity = rng.integers(11)
+        oddity = rng.integers(12)
         if oddity <= 2:
             suffix, data, _ = any_file(rng)
             (place / f"odd.{suffix}").write_bytes(data)
@@ -244,7 +245,10 @@ def any_folder(rng, root):
         elif oddity == 9 and not (place / "pipe.png").exists():
             os.mkfifo(place / "pipe.png")
         elif oddity == 10:
-            (root / rng.choice(["train", "val", "test", "valid"])).mkdir(exist_ok=True)
+            (root / rng.choice(["train", "val", "test", "valid", "Test", "training"])).mkdir(exist_ok=True)
+        elif oddity == 11:
+            for name in ("config.json", ".lock", "confusion.png"):
+                (place / name).write_bytes(b"{}")
     return root, odd
 
 
