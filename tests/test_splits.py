@@ -107,6 +107,11 @@ def test_classes_of_any_sizes_are_split_if_that_can_be_done():
     assert len(outcomes) == 4
 
 
+def test_a_name_may_end_with_a_nul():
+    sets = splits.split_names(counts(["a\0", "b\0\0", "c", "d"]), "", 0, 2)
+    assert sorted(sets["train"] + sets["test"]) == ["a\0", "b\0\0", "c", "d"]
+
+
 def test_enough_images_change_nothing_in_a_split():
     plain = splits.split_names(counts(NAMES), "", 3, 5)
     assert splits.split_names(counts(NAMES), "", 3, 5, 20, 20) == plain

@@ -163,7 +163,8 @@ def _by_shares(
     while sum(sizes.values()) > len(names):
         sizes[max(sizes, key=lambda part: sizes[part])] -= 1
     sizes["train"] += len(names) - sum(sizes.values())
-    shuffled = np.random.Generator(np.random.Philox(seed)).permutation(names).tolist()
+    # An array of the names themselves would cut off NUL characters at their ends.
+    shuffled = [names[i] for i in np.random.Generator(np.random.Philox(seed)).permutation(len(names))]
     # Classes that are too small to test on come first, and those too small to train on are passed over.
     to_train_on = sorted((n for n in shuffled if counts[n] >= train_images), key=lambda n: counts[n] >= test_images)
     needed = [name for name in to_train_on if counts[name] < test_images]
