@@ -29,8 +29,9 @@ def pictures(notebook):
     return [output for output in outputs(notebook) if "image/png" in output.get("data", {})]
 
 
-def test_the_weights_are_of_the_papers_whole_setting():
-    folder, paper = reptile_tf.RunFolder(WEIGHTS), Settings.preset("omniglot-1shot-5way")
+@pytest.mark.parametrize(("name", "seed"), [("omniglot-5way", 0), ("omniglot-5way-seed1", 1)])
+def test_the_weights_are_of_the_papers_whole_setting(name, seed):
+    folder, paper = reptile_tf.RunFolder(WEIGHTS.parent / name), Settings.preset("omniglot-1shot-5way", seed=seed)
     assert folder.load().iteration == paper.meta_iters
     recorded, papers = folder.config()["settings"], paper.determining_weights()
     assert recorded == {name: papers[name] for name in recorded}

@@ -1,0 +1,160 @@
+"""Evaluates several training runs in every way: Omniglot's numbers in docs/results.md.
+
+  python benchmarks/seeds.py pretrained/omniglot-5way checkpoints/seed1 --data-dir data/omniglot
+
+Each run is evaluated with 1 and 5 shots, one by one and transductively, on 10,000 tasks of its test characters and of
+its training characters. Each of these evaluations adds an entry to docs/results/seeds.json, and the same command goes
+on with those that are missing. At the end, or with --rows, it prints the means over seeds and, where a seed was trained
+both side by side and sequentially, their difference on the same tasks.
+
+The interval of a mean over seeds covers the draw of tasks and the choice of characters, which each seed repeats: half
+its width is √(Σ (c² + k²)) / n for n seeds, with the half-widths c and k of these two. What training itself adds shows
+only in the spread between seeds; from three seeds on, Student's interval from that spread is printed, too, which covers
+all three.
+"""
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import json
+import math
+import os
+import pathlib
+import shlex
+import sys
+import time
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the run script does
+
+import numpy as np
+import provenance
+
+import reptile_tf as rt
+from reptile_tf import configuration, device, evaluate, files, tasks
+from reptile_tf.checkpoint import RunFolder
+from reptile_tf.errors import UserError
+from reptile_tf.evaluate import Accuracy, Evaluator
+from reptile_tf.problems.omniglot import PROBLEM
+from reptile_tf.settings import Settings
+
+OUT = pathlib.Path(__file__).parent.parent / "docs" / "results" / "seeds.json"
+WAYS = ("one by one", "transductive")
+STUDENT = {3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % points of Student's t distribution, by number of seeds
+
+
+def settings_of(config: dict[str, Any], shots: int, count: int) -> Settings:
+    """Returns the paper's evaluation settings for the ways of a run, with the run's seed."""
+    trained = configuration.settings_of(config)
+    preset = f"omniglot-{shots}shot-{trained.classes}way"
+    kept = {name: getattr(trained, name) for name in ("seed", "sequential", "source")}
+    return Settings.preset(preset, eval_samples=count, **kept)
+
+
+def name_of(config: dict[str, Any]) -> str:
+    """Returns a run's name, from what distinguishes it: "5-way, seed 0" or "5-way, seed 0, sequential"."""
+    trained = configuration.settings_of(config)
+    return f"{trained.classes}-way, seed {trained.seed}" + (", sequential" if trained.sequential else "")
+
+
+def evaluated(path: pathlib.Path, shots: int, part: str, count: int, data_dir: str) -> dict[str, Any]:
+    """Evaluates a run on one set of characters; returns an entry of the results.
+
+    The entry has the accuracy in both ways, and the number of right answers in each task as a letter, a for none.
+    """
+    folder = RunFolder(path)
+    config, checkpoint = folder.config(), folder.load()
+    settings = settings_of(config, shots, count)
+    learner = rt.load(path)
+    images, _ = PROBLEM.load(dataclasses.replace(settings, data_dir=data_dir))
+    where = {name: index for index, name in enumerate(images.names)}
+    missing = [name for name in config["split"][part] if name not in where]
+    if missing:
+        raise UserError(f"{missing[0]} is not in {data_dir}, though {path} has it in its set {part}")
+    classes = images.subset([where[name] for name in config["split"][part]])
+    if part == "train":
+        classes = PROBLEM.for_training(classes, settings)
+    draw = functools.partial(tasks.evaluation_tasks, classes, **settings.evaluation_arguments())
+    began = time.monotonic()
+    both = evaluate.answers(learner, draw, count, evaluator=Evaluator(learner), progress=f"{shots}-shot, {part}")
+    of_way = dict(zip(WAYS, (both.one_by_one, both.transductive), strict=True))
+    right = {way: (answers.answers == answers.labels).sum(1) for way, answers in of_way.items()}
+    return {
+        "command": shlex.join(["python", "benchmarks/seeds.py", str(path), f"--data-dir={data_dir}"]),
+        **provenance.of_now(),
+        "seed": settings.seed,
+        "trained by": {name: getattr(settings, name) for name in ("classes", "sequential", "seed")},
+        "meta_iterations": checkpoint.iteration,
+        "training_seconds": round(checkpoint.seconds),
+        "evaluation_seconds": round(time.monotonic() - began),
+        **{way: answers.accuracy()._asdict() for way, answers in of_way.items()},
+        "right": {way: "".join(chr(ord("a") + number) for number in numbers) for way, numbers in right.items()},
+    }
+
+
+def mean(accuracies: list[dict[str, Any]]) -> tuple[float, float, float | None]:
+    """Returns the mean over seeds in %, and half the widths of its intervals: by tasks and characters, and by seeds."""
+    values = 100 * np.array([each["accuracy"] for each in accuracies])
+    parts = [each[name] or 0.0 for each in accuracies for name in ("ci95", "ci95_classes")]
+    student = STUDENT.get(len(values))
+    spread = student * values.std(ddof=1) / math.sqrt(len(values)) if student else None
+    return float(values.mean()), 100 * math.hypot(*parts) / len(values), spread
+
+
+def difference(sequential: dict[str, Any], side_by_side: dict[str, Any], way: str) -> Accuracy:
+    """Returns the mean difference in accuracy on the same tasks, with the interval of the paired difference."""
+    ways = sequential["trained by"]["classes"]
+    right = [np.frombuffer(each["right"][way].encode(), np.uint8).astype(int) for each in (sequential, side_by_side)]
+    return Accuracy.of((right[0] - right[1]) / ways)
+
+
+def rows(found: dict[str, dict[str, Any]]) -> list[str]:
+    """Returns the rows of the tables of means over seeds and of paired differences, in Markdown."""
+    lines = []
+    groups: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
+    for key, entry in found.items():
+        run, shots, part = key.rsplit("; ", 2)
+        way, seed, *how = run.split(", ")
+        groups.setdefault((", ".join([way, *how]), shots, part), {})[seed] = entry
+    for (run, shots, part), seeds in groups.items():
+        for way in WAYS:
+            value, interval, spread = mean([entry[way] for entry in seeds.values()])
+            each = ", ".join(f"{seed}: {100 * entry[way]['accuracy']:.2f}" for seed, entry in seeds.items())
+            by_seeds = "" if spread is None else f"; by seeds ± {spread:.2f}"
+            lines.append(f"| {run}, {shots}, {part}, {way} | {value:.2f} ± {interval:.2f}{by_seeds} | {each} |")
+            other = groups.get((run.removesuffix(", sequential"), shots, part), {})
+            for seed in seeds.keys() & other.keys() if run.endswith("sequential") else ():
+                gap = difference(seeds[seed], other[seed], way)
+                lines.append(f"| … minus side by side, {seed} | {100 * gap.accuracy:+.2f} ± {100 * gap.ci95:.2f} | |")
+    return lines
+
+
+def main() -> None:
+    """Reads the command line, evaluates what is missing, and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", type=pathlib.Path, help="folders of finished runs")
+    parser.add_argument("--data-dir", default="data/omniglot", help="Omniglot")
+    parser.add_argument("--tasks", type=int, default=10_000, help="number of tasks of each evaluation")
+    parser.add_argument("--out", type=pathlib.Path, default=OUT, help="the file of results")
+    parser.add_argument("--rows", action="store_true", help="only print the table")
+    arguments = parser.parse_args()
+    found = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    if not arguments.rows:
+        rt.show_progress()
+        device.configure(device.cores(), "auto", "auto", False)
+        for part, shots, path in itertools.product(("test", "train"), (1, 5), arguments.runs):
+            key = f"{name_of(RunFolder(path).config())}; {shots}-shot; {part}"
+            if key not in found:
+                print(key, flush=True)
+                found[key] = evaluated(path, shots, part, arguments.tasks, arguments.data_dir)
+                files.write_text(arguments.out, json.dumps(found, indent=1) + "\n")
+    print("\n".join(rows(found)))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"seeds.py: {error.on_command_line}")
