@@ -177,7 +177,8 @@ def wrong(page, text):
     """Returns the numbers, rows and commits that do not match the committed files."""
     known, must, commits = committed(page)
     free = NOT_MEASURED.get(page, "").split()
-    found = [n for n in numbers(prose(text)) if len(n) > 1 and n not in free]
+    # A commit such as 847e720 looks like a number.
+    found = [n for n in numbers(COMMIT.sub("", prose(text))) if len(n) > 1 and n not in free]
     faults = [f"{n} is in no file that {page} links" for n in found if not any(is_rounded(n, v) for v in known)]
     table = rows(re.sub(r"`[^`\n]*`(?! is killed)", " ", text))
     for label, expected in must:
