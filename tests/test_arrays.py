@@ -1,5 +1,7 @@
 """Tests of classes of arrays: results of a function, in memory or in a store, and data sets."""
 
+import types
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -81,6 +83,33 @@ def test_any_labelled_images_of_tensorflow_datasets_are_classes():
             rt.data.arrays.from_tfds("wiki40b", 16, 1)
     with pytest.raises(rt.UserError, match="TensorFlow Datasets cannot give no_such_set"):
         rt.data.arrays.from_tfds("no_such_set", 16, 1)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "labels", "message"),
+    [
+        (np.full((4, 3, 3, 1), 65535, np.uint16), [0, 1, 0, 1], ""),
+        (np.full((4, 3, 3, 1), 1.0, np.float32), [0, 1, 0, 1], ""),
+        (np.full((4, 3, 3, 3), 255, np.uint8), [-1, 1, 0, 1], "cannot be used: label -1 has no name"),
+        (np.full((4, 3, 3, 3), 1.0, np.float32), [0, 1, 0, 1], "cannot be used: images of float32 with 3 channels"),
+        (np.full((4, 3, 3, 1), 255.0, np.float32), [0, 1, 0, 1], "cannot be used: its numbers are not all from 0 to 1"),
+    ],
+)
+def test_images_of_a_data_set_are_scaled_or_refused(monkeypatch, pixels, labels, message):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    info = types.SimpleNamespace(
+        features={"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=["a", "b"])},
+        supervised_keys=("image", "label"),
+        splits=types.SimpleNamespace(total_num_examples=4),
+    )
+    monkeypatch.setattr(tfds, "load", lambda *_, **__: (slices(pixels, labels), info))
+    if message:
+        with pytest.raises(rt.UserError, match=f"the data set some {message}"):
+            rt.data.arrays.from_tfds("some", 2, 1)
+    else:
+        classes = rt.data.arrays.from_tfds("some", 2, 3)
+        assert (classes.names, classes.counts.tolist()) == (("a", "b"), [2, 2])
+        np.testing.assert_array_equal(classes.images, np.full((4, 2, 2, 3), 255))
 
 
 X = np.arange(24, dtype=np.float32).reshape(6, 4)
