@@ -40,7 +40,8 @@ from reptile_tf.evaluate import Accuracy, Evaluator
 from reptile_tf.problems.omniglot import PROBLEM
 from reptile_tf.settings import Settings
 
-OUT = pathlib.Path(__file__).parent.parent / "docs" / "results" / "seeds.json"
+PAPER = pathlib.Path(__file__).parent.parent / "docs" / "results" / "paper.json"
+OUT = PAPER.with_name("seeds.json")
 WAYS = ("one by one", "transductive")
 STUDENT = {3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % points of Student's t distribution, by number of seeds
 
@@ -110,25 +111,37 @@ def difference(sequential: dict[str, Any], side_by_side: dict[str, Any], way: st
     return Accuracy.of((right[0] - right[1]) / ways)
 
 
-def rows(found: dict[str, dict[str, Any]]) -> list[str]:
-    """Returns the rows of the tables of means over seeds and of paired differences, in Markdown."""
-    lines = []
-    groups: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
+def tables(found: dict[str, dict[str, Any]]) -> str:
+    """Returns the table of means over seeds, and that of paired differences if there are any, in Markdown."""
+    papers = json.loads(PAPER.read_text())["accuracies"]
+    groups: dict[tuple[str, str], dict[str, dict[str, dict[str, Any]]]] = {}
     for key, entry in found.items():
-        run, shots, part = key.rsplit("; ", 2)
-        way, seed, *how = run.split(", ")
-        groups.setdefault((", ".join([way, *how]), shots, part), {})[seed] = entry
-    for (run, shots, part), seeds in groups.items():
-        for way in WAYS:
-            value, interval, spread = mean([entry[way] for entry in seeds.values()])
-            each = ", ".join(f"{seed}: {100 * entry[way]['accuracy']:.2f}" for seed, entry in seeds.items())
-            by_seeds = "" if spread is None else f"; by seeds ± {spread:.2f}"
-            lines.append(f"| {run}, {shots}, {part}, {way} | {value:.2f} ± {interval:.2f}{by_seeds} | {each} |")
-            other = groups.get((run.removesuffix(", sequential"), shots, part), {})
-            for seed in seeds.keys() & other.keys() if run.endswith("sequential") else ():
-                gap = difference(seeds[seed], other[seed], way)
-                lines.append(f"| … minus side by side, {seed} | {100 * gap.accuracy:+.2f} ± {100 * gap.ci95:.2f} | |")
-    return lines
+        run, shots, part = key.split("; ")
+        ways, seed, *sequential = run.split(", ")
+        seeds = groups.setdefault((f"{ways} {shots}", ", ".join(["", *sequential])), {}).setdefault(part, {})
+        seeds[seed.removeprefix("seed ")] = entry
+    means, gaps = [], []
+    for (task, how), parts in groups.items():
+        for way, suffix in zip(WAYS, ("", ", transductive"), strict=True):
+            paper = "{:.2f} ± {:.2f}".format(*papers[f"Omniglot, {task}{suffix}"])
+            cells = [_cell([entry[way] for entry in parts.get(part, {}).values()]) for part in ("test", "train")]
+            of_seeds = {seed: entry[way]["accuracy"] for seed, entry in parts.get("test", {}).items()}
+            each = ", ".join(f"{100 * accuracy:.2f} (seed {seed})" for seed, accuracy in of_seeds.items())
+            means.append(f"| {task}{suffix}{how} | {paper} | {cells[0]} | {each} | {cells[1]} |")
+            others = groups.get((task, ""), {}).get("test", {}) if how else {}
+            for seed in sorted(others.keys() & of_seeds.keys()):
+                gap = difference(parts["test"][seed], others[seed], way)
+                gaps.append(f"| {task}{suffix}, seed {seed} | {100 * gap.accuracy:+.2f} ± {100 * gap.ci95:.2f} |")
+    head = ["| | paper | mean over seeds | each seed | training characters |", "|---|---|---|---|---|"]
+    paired = ["", "| | sequential minus side by side |", "|---|---|", *gaps] if gaps else []
+    return "\n".join([*head, *means, *paired])
+
+
+def _cell(accuracies: list[dict[str, Any]]) -> str:
+    if not accuracies:
+        return "–"
+    value, interval, spread = mean(accuracies)
+    return f"{value:.2f} ± {interval:.2f}" + ("" if spread is None else f" (by the seeds' spread ± {spread:.2f})")
 
 
 def main() -> None:
@@ -150,7 +163,7 @@ def main() -> None:
                 print(key, flush=True)
                 found[key] = evaluated(path, shots, part, arguments.tasks, arguments.data_dir)
                 files.write_text(arguments.out, json.dumps(found, indent=1) + "\n")
-    print("\n".join(rows(found)))
+    print(tables(found))
 
 
 if __name__ == "__main__":

@@ -37,10 +37,13 @@ def test_differences_are_paired_by_task():
     assert (gap.accuracy, gap.ci95) == pytest.approx((0.2, 0))
     found = {"5-way, seed 0; 1-shot; test": side, "5-way, seed 0, sequential; 1-shot; test": sequential}
     found["5-way, seed 1; 1-shot; test"] = entry([5, 4, 3, 4])
-    rows = seeds.rows(found)
-    assert rows[0] == "| 5-way, 1-shot, test, one by one | 70.00 ± 3.54 | seed 0: 60.00, seed 1: 80.00 |"
-    assert "| … minus side by side, seed 0 | +20.00 ± 0.00 | |" in rows
-    assert len(rows) == 6
+    table = seeds.tables(found)
+    assert "| 5-way 1-shot | 95.39 ± 0.09 | 70.00 ± 3.54 | 60.00 (seed 0), 80.00 (seed 1) | – |" in table
+    assert "| 5-way 1-shot, transductive, sequential | 97.68 ± 0.04 | 80.00 ± 5.00 | 80.00 (seed 0) | – |" in table
+    assert "| 5-way 1-shot, transductive, seed 0 | +20.00 ± 0.00 |" in table
+    assert len(table.splitlines()) == 2 + 4 + 3 + 2
+    found |= {f"5-way, seed {seed}; 1-shot; train": entry([5, 5]) for seed in (0, 1, 2)}
+    assert "80.00 (seed 1) | 100.00 ± 2.89 (by the seeds' spread ± 0.00) |" in seeds.tables(found)
 
 
 @pytest.mark.slow
@@ -62,5 +65,5 @@ def test_runs_are_evaluated_once_in_every_way(tmp_path):
             assert each[way]["tasks"] == len(right) == 6
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     table = [line for line in first.stdout.splitlines() if line.startswith("| ")]
-    assert [line for line in again.stdout.splitlines() if line] == table
-    assert len(table) == 2 * 2 * 2 * 2 + 8
+    assert [line for line in again.stdout.splitlines() if line.startswith("| ")] == table
+    assert len(again.stdout.splitlines()) == 2 + 2 * 2 * 2 + 3 + 2 * 2
