@@ -16,6 +16,9 @@ from pages import PAGES, ROOT, blocks, links, prose, rows, text_of
 from reptile_tf import RunFolder
 from reptile_tf.settings import Settings
 
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import seeds
+
 RESULTS = ROOT / "docs" / "results"
 PROVENANCE = {"command", "commands"}, {"commit", "commits"}, {"machine"}
 # Numbers that are not measured, by page: settings, limits and published specifications. Single digits are always free.
@@ -133,6 +136,8 @@ def expected_rows(page):
             data = files["demo-3way.json"]
             yield label, percent(data[f"test{suffix}"]) + percent(data[f"train{suffix}"])
     if page == "results.md":
+        for row in rows(seeds.tables(files["seeds.json"])):
+            yield row[0], [float(n) for n in numbers(" | ".join(row[1:]))]
         training = files["omniglot-5way-training.json"]
         yield "training", [training["wall_time_minutes"]]
         yield from ((label, [minutes]) for label, minutes in training["evaluation_minutes"].items())

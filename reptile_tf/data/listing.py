@@ -140,11 +140,12 @@ def _of_folder(path: pathlib.Path) -> Listing:
     if {"train", "test"} <= folders:
         found.sets_in(path)
     else:
-        groups = [name for name in sorted(folders) if any(entry.is_dir() for entry in visible(path / name))]
-        alike = {name: _OTHER_NAMES.get(name.lower(), name.lower()) for name in groups}
-        if {"train", "test"} <= set(alike.values()):
-            named = ", ".join(name for name in groups if alike[name] in SETS)
-            raise UserError(f"{path} has the folders {named}: if they are sets, rename them to train, val and test")
+        alike = {name: _OTHER_NAMES.get(name.lower(), name.lower()) for name in sorted(folders)}
+        groups = [n for n in alike if alike[n] in SETS and any(entry.is_dir() for entry in visible(path / n))]
+        if {"train", "test"} <= {alike[name] for name in groups}:
+            raise UserError(
+                f"{path} has the folders {', '.join(groups)}: if they are sets, rename them to train, val and test"
+            )
         for name in groups:
             if name in SETS:
                 raise UserError(
