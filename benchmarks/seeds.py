@@ -67,7 +67,9 @@ def evaluated(path: pathlib.Path, shots: int, part: str, count: int, data_dir: s
     """
     folder = RunFolder(path)
     config, checkpoint = folder.config(), folder.load()
-    settings = settings_of(config, shots, count)
+    settings, whole = settings_of(config, shots, count), configuration.settings_of(config).meta_iters
+    if checkpoint.iteration < whole:
+        raise UserError(f"{path} is at meta-iteration {checkpoint.iteration:,} of {whole:,}: finish it first")
     learner = rt.load(path)
     images, _ = PROBLEM.load(dataclasses.replace(settings, data_dir=data_dir))
     where = {name: index for index, name in enumerate(images.names)}
@@ -153,12 +155,16 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=OUT, help="the file of results")
     parser.add_argument("--rows", action="store_true", help="only print the table")
     arguments = parser.parse_args()
+    if arguments.tasks < 2:
+        parser.error("--tasks must be at least 2")
     found = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     if not arguments.rows:
         rt.show_progress()
         device.configure(device.cores(), "auto", "auto", False)
         for part, shots, path in itertools.product(("test", "train"), (1, 5), arguments.runs):
             key = f"{name_of(RunFolder(path).config())}; {shots}-shot; {part}"
+            if key in found and found[key][WAYS[0]]["tasks"] != arguments.tasks:
+                raise UserError(f"{arguments.out} has {key} with another number of tasks: choose another --out")
             if key not in found:
                 print(key, flush=True)
                 found[key] = evaluated(path, shots, part, arguments.tasks, arguments.data_dir)
