@@ -47,8 +47,8 @@ def assert_same(ours, expected):
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in SLOW)) for kind in KINDS])
 def test_many_at_once_are_as_one_by_one_bit_for_bit(float64, small_model, glyphs, kind):
     options = KINDS[kind]
-    second = options.get("meta_gradient") is maml  # its program takes minutes to compile, by the number of steps
-    batches = [drawn(glyphs, i, query=second, steps=2 if second else 3) for i in range(5)]
+    query, steps = (True, 2) if options.get("meta_gradient") is maml else (False, 3)  # MAML compiles long, by its steps
+    batches = [drawn(glyphs, i, query, steps) for i in range(5)]
     single, many = learner(small_model(), **options), learner(small_model(), **options)
     norms = [single.step(batch, rate) for batch, rate in zip(batches, RATES, strict=True)]
     assert many.steps(batches[:2], RATES[:2], room=4) == norms[1]
