@@ -7,10 +7,16 @@ import subprocess
 
 
 def processor() -> str:
-    """Returns the processor's name, from /proc/cpuinfo on Linux."""
+    """Returns the processor's name, family and model, from /proc/cpuinfo on Linux.
+
+    The name alone does not tell generations apart on many virtual machines.
+    """
     info = pathlib.Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0].partition(": ")[2] if names else platform.processor()
+    first = info.read_text().split("\n\n")[0].splitlines() if info.exists() else []
+    found = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first)}
+    if "model name" not in found:
+        return platform.processor()
+    return f"{found['model name']} (family {found.get('cpu family')}, model {found.get('model')})"
 
 
 def commit() -> str:
