@@ -36,7 +36,7 @@ import reptile_tf as rt
 from reptile_tf import configuration, device, evaluate, files, tasks
 from reptile_tf.checkpoint import RunFolder
 from reptile_tf.errors import UserError
-from reptile_tf.evaluate import Accuracy, Evaluator
+from reptile_tf.evaluate import Accuracy
 from reptile_tf.problems.omniglot import PROBLEM
 from reptile_tf.settings import Settings
 
@@ -81,7 +81,7 @@ def evaluated(path: pathlib.Path, shots: int, part: str, count: int, data_dir: s
         classes = PROBLEM.for_training(classes, settings)
     draw = functools.partial(tasks.evaluation_tasks, classes, **settings.evaluation_arguments())
     began = time.monotonic()
-    both = evaluate.answers(learner, draw, count, evaluator=Evaluator(learner), progress=f"{shots}-shot, {part}")
+    both = evaluate.answers(learner, draw, count, progress=f"{shots}-shot, {part}")
     of_way = dict(zip(WAYS, (both.one_by_one, both.transductive), strict=True))
     right = {way: (answers.answers == answers.labels).sum(1) for way, answers in of_way.items()}
     return {

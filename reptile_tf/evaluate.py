@@ -216,7 +216,7 @@ def answers(
     Raises:
       UserError: an adaptation is not finite, or another worker has stopped.
     """
-    evaluator = evaluator or Evaluator(learner)
+    evaluator = evaluator or Evaluator(learner, at_most=-(-count // learner.cluster.count))
     # The columns are classes, labels, and the answers in both settings.
     cluster, rows = learner.cluster, np.zeros([count, 0], np.int32)
     with Progress(progress, count, unit="task", silent=not progress) as bar:

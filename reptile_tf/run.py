@@ -81,7 +81,7 @@ def run(settings: Settings, chosen: frozenset[str], problem: Problem) -> None:
                 learner, checkpoint = _restore(prepared)
             else:
                 learner, checkpoint = _train(prepared, held)
-            evaluator = Evaluator(learner)
+            evaluator = Evaluator(learner, at_most=-(-settings.eval_samples // prepared.workers.count))
             results, records = _evaluate(prepared, learner, evaluator)
             if checkpoint is not None:  # the chief's
                 _write(prepared, learner, evaluator, checkpoint, results, records)

@@ -93,7 +93,7 @@ def test_images_that_lie_on_the_device_are_taken_by_number(float64, small_model,
 
 def run(model, glyphs, folder=None, **options):
     held = None if folder is None else RunFolder(folder)
-    return train.meta_train(model, glyphs, SETTINGS, held_out=glyphs, folder=held, **options)
+    return train.meta_train(model, glyphs, SETTINGS, **{"held_out": glyphs, "folder": held} | options)
 
 
 @pytest.mark.slow
@@ -184,14 +184,14 @@ def test_what_goes_wrong_while_drawing_ahead_is_raised_where_it_is_taken():
 @pytest.mark.slow
 def test_images_go_to_a_gpu_that_has_room(glyphs, small_model, monkeypatch, capsys):
     """The CPU stands in for the GPU, since TensorFlow places operations there if there is no other device."""
-    expected = run(small_model(), glyphs, stacked=True).state()
+    expected = run(small_model(), glyphs, held_out=None, stacked=True).state()
     size = glyphs.images.nbytes
     monkeypatch.setattr(device, "gpu_memory", lambda: int(size / feed.SHARE))
     capsys.readouterr()
-    assert_same(run(small_model(), glyphs, stacked=True).state(), expected)
+    assert_same(run(small_model(), glyphs, held_out=None, stacked=True).state(), expected)
     assert "are on the GPU" in capsys.readouterr().out
     monkeypatch.setattr(device, "gpu_memory", lambda: int(size / feed.SHARE) - 8)
-    assert_same(run(small_model(), glyphs, stacked=True).state(), expected)
+    assert_same(run(small_model(), glyphs, held_out=None, stacked=True).state(), expected)
     assert "are sent to the GPU task by task" in capsys.readouterr().out
 
 

@@ -96,15 +96,13 @@ def assert_weights_agree(golden: Golden, learner: MetaLearner, stage: int) -> No
 
 
 QUICK = [("reptile_sgd", {"sequential": False}), ("reptile_adam", {"sequential": True})]
-# run_modes.py compares stacked with branches for each algorithm.
+# run_modes.py compares stacked with branches for each algorithm and network.
 SLOW = [
     ("reptile_sgd", {"sequential": True}),
     ("reptile_decay_sgd", {"stacked": True}),
-    ("reptile_adam", {"sequential": True, "stacked": True}),
     ("foml_sgd", {"sequential": False}),
     ("foml_tail_sgd", {"sequential": False}),
     ("mini_sgd", {"sequential": False}),
-    ("mini_sgd", {"stacked": True}),
 ]
 CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
 

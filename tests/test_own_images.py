@@ -164,11 +164,13 @@ def test_the_network_of_a_folder_is_the_papers_for_its_size():
 @pytest.mark.slow
 def test_the_example_of_a_frozen_body_computes_its_features_once(main, monkeypatch, capsys):
     monkeypatch.setattr(frozen_backbone, "SIZE", 32)
+    make, fewer = rt.Settings, {"meta_batch": 1, "eval_samples": 100}
+    monkeypatch.setattr(rt, "Settings", lambda **given: make(**given | fewer))
     given = argparse.Namespace(data_dir="photos", ways=2, meta_iters=3, seed=0, weights="none", compare=True)
     frozen_backbone.main(given)
     out = capsys.readouterr().out
     assert re.search(r"features of 35 images: [\d.]+ s\n", out)
-    (accuracy,) = re.findall(r"accuracy on 2 other classes: [\d.]+ ± [\d.]+ % \(500 tasks", out)
+    (accuracy,) = re.findall(r"accuracy on 2 other classes: [\d.]+ ± [\d.]+ % \(100 tasks", out)
     of_features, of_images = map(float, re.search(r"([\d.]+) ms on features, ([\d.]+) ms with", out).groups())
     assert of_images > 5 * of_features
     monkeypatch.setattr(given, "compare", False)

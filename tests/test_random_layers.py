@@ -164,16 +164,13 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(glyphs, tmp_path, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("body", "options"), [("MobileNetV2", {"alpha": 0.35}), ("EfficientNetB0", {})], ids=lambda value: str(value)
-)
-def test_networks_of_keras_applications_run(body, options):
+def test_a_network_of_keras_applications_runs():
     rng = np.random.default_rng(0)
     classes = ImageClasses.from_groups(
         {str(i): rng.integers(0, 255, (6, 32, 32, 3)).astype(np.uint8) for i in range(6)}, scale=1 / 255
     )
-    inside = getattr(keras.applications, body)(
-        include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg", **options
+    inside = keras.applications.EfficientNetB0(
+        include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg"
     )
     model = keras.Sequential([L.Input((32, 32, 3)), inside, L.Dense(3)])
     settings = Settings(
