@@ -49,7 +49,7 @@ def test_the_weights_classify_shapes_of_another_alphabet():
 
 @pytest.mark.slow
 def test_the_notebook_adapts_and_shows_that_meta_training_pays():
-    """The whole notebook runs, on real Omniglot if OMNIGLOT_DIR names it, otherwise on glyphs; on a fifth of the tasks."""
+    """The whole notebook runs, on a fifth of the tasks; on real Omniglot if OMNIGLOT_DIR names it, or on glyphs."""
     notebook = nbformat.read(ROOT / "examples" / "few_shot.ipynb", as_version=4)
     (evaluating,) = [cell for cell in notebook.cells if "eval_samples=100" in cell.source]
     evaluating.source = evaluating.source.replace("eval_samples=100", "eval_samples=20")

@@ -169,9 +169,7 @@ def test_a_network_of_keras_applications_runs():
     classes = ImageClasses.from_groups(
         {str(i): rng.integers(0, 255, (6, 32, 32, 3)).astype(np.uint8) for i in range(6)}, scale=1 / 255
     )
-    inside = keras.applications.EfficientNetB0(
-        include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg"
-    )
+    inside = keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg")
     model = keras.Sequential([L.Input((32, 32, 3)), inside, L.Dense(3)])
     settings = Settings(
         classes=3, shots=1, train_shots=4, inner_batch=6, inner_iters=1, meta_iters=1, eval_samples=2, eval_iters=1,
