@@ -11,8 +11,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Processes start with whole test files; an idle process takes over half of the tests that another has left.
 PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
-# The target with which `make test-all` begins: test or coverage.
-FIRST ?= test
 # Takes two to five minutes on two cores. For the paper's full run see the README.
 QUICK := --preset omniglot-1shot-5way --transductive --meta-iters 1500 --save-interval 250 --eval-samples 200
 
@@ -39,7 +37,7 @@ train: $(VENV)/installed
 test: $(VENV)/installed
 	$(PYTEST) -q -rfE -m "not slow"
 
-test-all: $(FIRST)
+test-all: test
 	$(PYTEST) -m slow
 
 # The quick tests, with line coverage of the package.
