@@ -89,6 +89,7 @@ def evaluated(path: pathlib.Path, shots: int, part: str, count: int, data_dir: s
         **provenance.of_now(),
         "seed": settings.seed,
         "trained by": {name: getattr(settings, name) for name in ("classes", "sequential", "seed")},
+        "onednn": device.onednn(),
         "meta_iterations": checkpoint.iteration,
         "training_seconds": round(checkpoint.seconds),
         "evaluation_seconds": round(time.monotonic() - began),
