@@ -129,7 +129,7 @@ def tables(found: dict[str, dict[str, Any]]) -> str:
             paper = "{:.2f} ± {:.2f}".format(*papers[f"Omniglot, {task}{suffix}"])
             cells = [_cell([entry[way] for entry in parts.get(part, {}).values()]) for part in ("test", "train")]
             of_seeds = {seed: entry[way]["accuracy"] for seed, entry in parts.get("test", {}).items()}
-            each = ", ".join(f"{100 * accuracy:.2f} (seed {seed})" for seed, accuracy in of_seeds.items())
+            each = ", ".join(f"{100 * accuracy:.2f} (seed {seed})" for seed, accuracy in sorted(of_seeds.items()))
             means.append(f"| {task}{suffix}{how} | {paper} | {cells[0]} | {each} | {cells[1]} |")
             others = groups.get((task, ""), {}).get("test", {}) if how else {}
             for seed in sorted(others.keys() & of_seeds.keys()):

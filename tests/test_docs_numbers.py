@@ -112,9 +112,9 @@ def expected_rows(page):
     files = {path.name: read(path) for path in sources(page)}
     paper = files["paper.json"]["accuracies"]
     for name, data in files.items():
-        if page == "README.md" and not name.startswith("omniglot-5way-"):
-            continue
-        if isinstance(data, dict) and page != "README.md":
+        if page == "README.md":
+            break
+        if isinstance(data, dict):
             yield from data.get("rows", {}).items()
         if found := re.fullmatch(r"(omniglot-5way|tiny-imagenet-part)-(\d)shot.json", name):
             for way, suffix in ((", transductive", ""), ("", ", not transductive")):
@@ -124,11 +124,11 @@ def expected_rows(page):
                     yield label, [n for each in ours.values() for n in percent(each)] + [ours["test"]["tasks"]]
                     continue
                 papers = paper[f"Omniglot, 5-way {label}"]
-                if page == "README.md":
-                    yield f"Omniglot, 5-way {label}", [*papers, *test]
-                else:
-                    yield label, [*papers, *test, abs(test[0] - papers[0]), *percent(ours["train"])]
+                yield label, [*papers, *test, abs(test[0] - papers[0]), *percent(ours["train"])]
     if page == "README.md":
+        for label, papers, mean, *more in rows(seeds.tables(files["seeds.json"])):
+            if label and more and "sequential" not in label:
+                yield f"Omniglot, {label}", [float(n) for n in numbers(f"{papers} | {mean}")]
         yield from ((label, papers) for label, papers in paper.items() if "20-way" in label)
         yield "Mini-ImageNet, 5-way 1-shot, transductive", [*paper["Mini-ImageNet, 5-way 1-shot, transductive"]]
     if page == "browser.md":
