@@ -62,7 +62,7 @@ def test_runs_are_evaluated_once_in_every_way(main, tmp_path, monkeypatch, capsy
     found = json.loads((tmp_path / "seeds.json").read_text())
     assert len(found) == 2 * 2 * 2
     for each in found.values():
-        assert {"command", "commit", "machine", "seed", "training_seconds"} <= each.keys()
+        assert {"command", "commit", "machine", "seed", "onednn", "training_seconds"} <= each.keys()
         for way in seeds.WAYS:
             right = [ord(letter) - ord("a") for letter in each["right"][way]]
             assert np.mean(right) / 5 == pytest.approx(each[way]["accuracy"])
