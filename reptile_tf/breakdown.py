@@ -81,19 +81,21 @@ def confusion_matrix(path: pathlib.Path, record: Record) -> None:
     plots.confusion(path, [record.classes.names[number] for number in shown], shares)
 
 
-def worst_tasks(path: pathlib.Path, record: Record, evaluator: Evaluator) -> None:
-    """Draws the tasks with the lowest accuracy, at most three. The samples must be images."""
-    tasks(path, record, evaluator, _worst(record.answers))
+def tasks(folder: pathlib.Path, record: Record, evaluator: Evaluator) -> None:
+    """Draws the first task in test_task.png, and those with the lowest accuracy, at most three, in worst_tasks.png.
 
-
-def tasks(path: pathlib.Path, record: Record, evaluator: Evaluator, numbers: np.ndarray) -> None:
-    """Draws the evaluation tasks with the given indices, and the probabilities of their queries."""
-    drawn = []
-    for number in numbers:
-        batch = record.draw(first=int(number), count=evaluator.tasks)
-        logits = evaluator.logits(batch)[record.transductive][0]
-        drawn.append((batch, tf.nn.softmax(logits).numpy()))
-    plots.adapted_tasks(path, drawn)
+    The samples must be images.
+    """
+    drawn = [record.draw(first=int(number), count=1) for number in (0, *_worst(record.answers))]
+    shown = []
+    for start in range(0, len(drawn), evaluator.tasks):
+        some = drawn[start : start + evaluator.tasks]
+        filled = some + some[-1:] * (evaluator.tasks - len(some))  # the compiled program takes a fixed number
+        logits = evaluator.logits(tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *filled))
+        probabilities = tf.nn.softmax(logits[record.transductive]).numpy()
+        shown += list(zip(some, probabilities[: len(some)], strict=True))
+    plots.adapted_tasks(folder / "test_task.png", shown[:1])
+    plots.adapted_tasks(folder / "worst_tasks.png", shown[1:])
 
 
 def _worst(answers: Answers) -> np.ndarray:

@@ -125,10 +125,23 @@ class Evaluator:
     """
 
     def __init__(self, learner: MetaLearner, at_most: int = 64):
-        here = min(at_most, 64 if learner.network.stacked else min(16, 2 * device.cores()))
-        (self.tasks,) = map(int, learner.cluster.from_chief([np.array(here)]))  # workers may differ in cores
+        self.tasks = _at_once(learner, at_most)
         self._learner = learner
         self._run_at_once(self.tasks)
+
+    @classmethod
+    def of(cls, learner: MetaLearner, count: int) -> "Evaluator":
+        """Returns an evaluator for `count` tasks, shared out among the workers.
+
+        The learner keeps it, so that training and several evaluations of the same settings compile one program.
+
+        Raises:
+          UserError: another worker has stopped.
+        """
+        at_once = _at_once(learner, -(-count // learner.cluster.count))
+        if at_once not in learner.evaluators:
+            learner.evaluators[at_once] = cls(learner, at_once)
+        return learner.evaluators[at_once]
 
     def _run_at_once(self, count: int) -> None:
         learner, self._at_once = self._learner, count
@@ -170,6 +183,12 @@ class Evaluator:
         return tf.transpose(logits, [1, 0, 2, 3])
 
 
+def _at_once(learner: MetaLearner, at_most: int) -> int:
+    here = min(at_most, 64 if learner.network.stacked else min(16, 2 * device.cores()))
+    (agreed,) = learner.cluster.from_chief([np.array(here)])  # workers may differ in cores
+    return int(agreed)
+
+
 def meta_test(learner: MetaLearner, classes: ImageClasses, settings: Settings) -> Accuracy:
     """Measures few-shot accuracy over `settings.eval_samples` tasks, transductive if `settings.transductive`.
 
@@ -206,7 +225,7 @@ def answers(
       learner: the learner to evaluate, which does not change.
       draw: called as draw(first=…, count=…), returns tasks `first` to `first + count - 1`.
       count: number of tasks in all.
-      evaluator: an existing evaluator of the learner; a new one has to compile its program.
+      evaluator: the evaluator to use; by default `Evaluator.of(learner, count)`.
       progress: title of the progress line; no line is shown without it.
       transductive: which setting's accuracy the progress line shows.
 
@@ -216,7 +235,7 @@ def answers(
     Raises:
       UserError: an adaptation is not finite, or another worker has stopped.
     """
-    evaluator = evaluator or Evaluator(learner, at_most=-(-count // learner.cluster.count))
+    evaluator = evaluator or Evaluator.of(learner, count)
     # The columns are classes, labels, and the answers in both settings.
     cluster, rows = learner.cluster, np.zeros([count, 0], np.int32)
     with Progress(progress, count, unit="task", silent=not progress) as bar:

@@ -13,6 +13,7 @@ algorithms only replace phi - W by another meta-gradient (see `meta_gradients`).
 
 import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
@@ -27,6 +28,9 @@ from reptile_tf.network import Loss, Network, cross_entropy
 from reptile_tf.origin import Origin
 from reptile_tf.state import NotFiniteError, State
 from reptile_tf.tasks import Tasks
+
+if TYPE_CHECKING:
+    from reptile_tf.evaluate import Evaluator
 
 
 class MetaLearner:
@@ -56,6 +60,7 @@ class MetaLearner:
       phi: floatx variable [weight].
       inner_state: variables of the inner optimizer, each [weight] or scalar.
       origin: how the run adapts to new tasks, and how its images were prepared. `load` and `meta_train` set it.
+      evaluators: the evaluators used so far, by the number of tasks that each takes (see `Evaluator.of`).
       share: (first, count) of the tasks of the meta-batch that this worker's `step` takes. A worker with count 0 still
         takes one task, with weight 0 in the mean, so that all workers run the same program.
 
@@ -93,6 +98,7 @@ class MetaLearner:
         self._weight = self.share[1] / meta_batch  # this worker's weight in the means
         self.meta_gradient = meta_gradient
         self.origin = Origin()
+        self.evaluators: dict[int, Evaluator] = {}
         self._adapters: dict[int, Adapter] = {}
         side_by_side = max(self.share[1], 1)
         self._count = None if sequential else side_by_side

@@ -12,10 +12,11 @@ from reptile_tf.tasks import EvalTasks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, SKY, GREEN, GREY = "#0072B2", "#D55E00", "#56B4E9", "#009E73", "#777777"
+MOST_NUMBERS = 12  # a matrix with more rows shows colours alone
 
 
 def curve(history: np.ndarray, points: int) -> list[tuple[float, Accuracy]]:
@@ -61,9 +62,10 @@ def adapted_tasks(path: pathlib.Path, tasks: Sequence[tuple[EvalTasks, np.ndarra
         after adaptation, float [query, class]. At most five support images per class are shown.
     """
     way, shots = tasks[0][1].shape[1], tasks[0][0].support.x.shape[1] // tasks[0][1].shape[1]
-    figure = _figure(1.1 * min(shots, 5) + 5.5, (0.9 * way + 0.7) * len(tasks))
-    for part, (task, probabilities) in zip(figure.subfigures(len(tasks), squeeze=False)[:, 0], tasks, strict=True):
-        _adapted_task(part, task, probabilities)
+    side = 0.6 if way <= MOST_NUMBERS else 0.35  # of a row
+    figure = _figure(side * (min(shots, 5) + way) + 3, (side * way + 1) * len(tasks))
+    for axes, (task, probabilities) in zip(figure.subplots(len(tasks), squeeze=False)[:, 0], tasks, strict=True):
+        _adapted_task(axes, task, probabilities)
     save(figure, path)
 
 
@@ -80,11 +82,8 @@ def confusion(path: pathlib.Path, names: Sequence[str], shares: np.ndarray) -> N
     figure = _figure(side + 1, side)
     axes = figure.add_subplot(xlabel="answer", ylabel="class")
     drawn = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
-    if len(names) <= 12:
-        for row, column in zip(*np.nonzero(np.isfinite(shares)), strict=True):
-            share = shares[row, column]
-            color = "white" if share > 0.5 else "black"
-            axes.text(column, row, f"{100 * share:.0f}", color=color, ha="center", va="center", fontsize=7)
+    if len(names) <= MOST_NUMBERS:
+        _numbers(axes, shares, 0, 0)
     plain = [_plain(name)[-24:] for name in names]
     axes.set_xticks(range(len(names)), plain, rotation=90, fontsize=7, parse_math=False)
     axes.set_yticks(range(len(names)), plain, fontsize=7, parse_math=False)
@@ -99,28 +98,40 @@ def _figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _adapted_task(figure: "SubFigure", tasks: EvalTasks, probabilities: np.ndarray) -> None:
+def _adapted_task(axes: "Axes", task: EvalTasks, probabilities: np.ndarray) -> None:
+    """Draws images and probabilities in units of a row: row `label` is from y = label to label + 1."""
     way = probabilities.shape[1]
-    support = tasks.support.x[0].reshape(way, -1, *tasks.support.x.shape[2:])[:, :5]
+    support = task.support.x[0].reshape(way, -1, *task.support.x.shape[2:])[:, :5]
     shots = support.shape[1]
-    grid = figure.subplots(way, shots + 2, squeeze=False, width_ratios=[1] * (shots + 1) + [3])
-    for label, row in enumerate(grid):
-        for shot, axes in enumerate(row[:shots]):
-            _show(axes, support[label, shot])
-        _show(row[shots], tasks.query_x[0, label])
-        right = probabilities[label].argmax() == tasks.query_y[0, label]
-        colors = [GREY] * way
-        colors[tasks.query_y[0, label]] = BLUE
-        bars = row[-1].bar(np.arange(way) + 1, 100 * probabilities[label], color=colors)
-        bars[probabilities[label].argmax()].set_edgecolor("black")
-        row[-1].set(ylim=(0, 100), xticks=np.arange(way) + 1 if way <= 10 else [], yticks=[0, 50, 100])
-        row[-1].tick_params(labelsize=7)
-        row[-1].set_ylabel("%", fontsize=8)
-        row[shots].set_xlabel("right" if right else "wrong", color=BLUE if right else ORANGE, fontsize=8, labelpad=1)
-        row[0].set_ylabel(f"class {label + 1}", fontsize=8)
-    grid[0, 0].set_title("support", fontsize=9)
-    grid[0, shots].set_title("query", fontsize=9)
-    grid[0, -1].set_title("probability of each class (blue: the true one)", fontsize=9)
+    _show(axes, support, 0)
+    _show(axes, task.query_x[0][:, np.newaxis], shots + 0.5)
+    first = shots + 2.0  # where the probabilities begin
+    axes.imshow(100 * probabilities, cmap="Blues", vmin=0, vmax=100, extent=(first, first + way, way, 0))
+    if way <= MOST_NUMBERS:
+        _numbers(axes, probabilities, first + 0.5, 0.5)
+    for row, (label, answer) in enumerate(zip(task.query_y[0], probabilities.argmax(1), strict=True)):
+        verdict, color = ("right", BLUE) if label == answer else ("wrong", ORANGE)
+        x, y = first + answer + 0.03, row + 0.03
+        axes.plot([x, x + 0.94, x + 0.94, x, x], [y, y, y + 0.94, y + 0.94, y], color=color)
+        axes.text(first + way + 0.2, row + 0.5, verdict, color=color, va="center", fontsize=8)
+    names = [f"{label + 1}" for label in range(way)]
+    above = {shots / 2: "support", shots + 1: "query", first + way / 2: "probability of each class (%)"}
+    axes.set(xlim=(0, first + way + 1.5), ylim=(way, 0))
+    axes.set_yticks(np.arange(way) + 0.5, [f"class {name}" for name in names], fontsize=8)
+    axes.set_xticks(np.arange(way) + first + 0.5, names, fontsize=8)
+    for x, text in above.items():
+        axes.text(x, -0.15, text, ha="center", fontsize=9)
+    axes.tick_params(length=0)
+    axes.set_frame_on(False)
+
+
+def _numbers(axes: "Axes", shares: np.ndarray, left: float, top: float) -> None:
+    """Writes shares, from 0 to 1, in the cells of a matrix in %; the first cell's centre is at (left, top)."""
+    for row, column in zip(*np.nonzero(np.isfinite(shares)), strict=True):
+        share = shares[row, column]
+        color = "white" if share > 0.5 else "black"
+        place = left + column, top + row
+        axes.text(*place, f"{100 * share:.0f}", color=color, ha="center", va="center", fontsize=7)
 
 
 def _plain(text: str) -> str:
@@ -128,10 +139,16 @@ def _plain(text: str) -> str:
     return text.encode("ascii", "backslashreplace").decode()
 
 
-def _show(axes: "Axes", image: np.ndarray) -> None:
-    gray = image.shape[-1] == 1
-    axes.imshow(image[..., 0] if gray else image, cmap="gray" if gray else None, vmin=0, vmax=image.max() or 1)
-    axes.set(xticks=[], yticks=[])
+def _show(axes: "Axes", images: np.ndarray, left: float) -> None:
+    """Draws images [row, column, height, width, channel], each in a square of side 1, from x = left on."""
+    gray, (rows, columns, height, width) = images.shape[-1] == 1, images.shape[:4]
+    highest = 255 if images.dtype == np.uint8 and not gray else images.max() or 1
+    side = max(height, width) + 2 * max(1, max(height, width) // 20)  # a frame, and square even if the image is not
+    around = [((side - size) // 2, (side - size + 1) // 2) for size in (height, width)]
+    framed = np.pad(images / highest, [(0, 0), (0, 0), *around, (0, 0)], constant_values=0.85)
+    sheet = framed.swapaxes(1, 2).reshape(rows * side, columns * side, -1)
+    extent = (left, left + columns, rows, 0)
+    axes.imshow(sheet[..., 0] if gray else sheet, cmap="gray" if gray else None, vmin=0, vmax=1, extent=extent)
 
 
 def save(figure: "Figure", path: pathlib.Path) -> None:

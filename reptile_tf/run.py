@@ -15,7 +15,6 @@ from importlib.metadata import version
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from reptile_tf import breakdown, checks, configuration, device, evaluate, files, heads, learners, plots, tasks, train
@@ -81,7 +80,7 @@ def run(settings: Settings, chosen: frozenset[str], problem: Problem) -> None:
                 learner, checkpoint = _restore(prepared)
             else:
                 learner, checkpoint = _train(prepared, held)
-            evaluator = Evaluator(learner, at_most=-(-settings.eval_samples // prepared.workers.count))
+            evaluator = Evaluator.of(learner, settings.eval_samples)
             results, records = _evaluate(prepared, learner, evaluator)
             if checkpoint is not None:  # the chief's
                 _write(prepared, learner, evaluator, checkpoint, results, records)
@@ -231,8 +230,7 @@ def _write(
         if len(checkpoint.history):
             plots.learning_curve(folder.path / "learning_curve.png", checkpoint.history, prepared.name)
         breakdown.confusion_matrix(folder.path / "confusion.png", records["test"])
-        breakdown.tasks(folder.path / "test_task.png", records["test"], evaluator, np.arange(1))
-        breakdown.worst_tasks(folder.path / "worst_tasks.png", records["test"], evaluator)
+        breakdown.tasks(folder.path, records["test"], evaluator)
     log.info(f"{file} is in {folder.path}" + ("" if settings.pretrained else ", with model.keras and the pictures"))
 
 

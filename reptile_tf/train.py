@@ -140,7 +140,7 @@ def meta_train(
 
 def _validation(learner: MetaLearner, classes: ImageClasses, settings: Settings) -> Callable[[int], np.ndarray]:
     """Returns a function from the number of finished meta-iterations to each validation task's accuracy, [task]."""
-    evaluator = Evaluator(learner, at_most=-(-settings.eval_tasks // learner.cluster.count))
+    evaluator = Evaluator.of(learner, settings.eval_tasks)
 
     def validate(iteration: int) -> np.ndarray:
         draw = functools.partial(

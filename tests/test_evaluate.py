@@ -56,6 +56,19 @@ def test_samples_of_another_shape_are_refused(learner):
         meta_test(learner, other, SETTINGS)
 
 
+def test_training_and_evaluations_of_the_same_settings_compile_one_program(small_model, glyphs):
+    settings = dataclasses.replace(SETTINGS, meta_iters=1, eval_tasks=3, eval_samples=3)
+    learner = meta_train(small_model(), glyphs, settings, held_out=glyphs)
+    first = meta_test(learner, glyphs, settings)
+    learner.phi.assign(0.5 * learner.phi)
+    second = meta_test(learner, glyphs.subset(range(20)), settings)
+    assert first != second
+    assert list(learner.evaluators) == [3]
+    assert learner.evaluators[3]._compiled.experimental_get_tracing_count() == 1
+    again = Evaluator(learner, at_most=3).logits(some(glyphs, 3))
+    np.testing.assert_array_equal(again, learner.evaluators[3].logits(some(glyphs, 3)))
+
+
 def test_evaluation_leaves_every_variable_as_it_was(learner, glyphs):
     before = learner.state()
     weights = [v.numpy() for v in learner.model.variables]
