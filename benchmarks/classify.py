@@ -13,7 +13,6 @@ writes intermediate results.
 
 import argparse
 import json
-import os
 import pathlib
 import re
 import subprocess
@@ -22,7 +21,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from reptile_tf import backend
+
+backend.import_quietly()
 
 import numpy as np
 import provenance
@@ -36,7 +37,7 @@ from reptile_tf.settings import Settings
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
 
-import hand_drawn  # noqa: E402
+import hand_drawn
 
 WEIGHTS = ROOT / "pretrained" / "omniglot-5way"
 OUT = ROOT / "docs" / "results" / "classify.json"

@@ -19,9 +19,8 @@ def processor() -> str:
     return f"{found['model name']} (family {found.get('cpu family')}, model {found.get('model')})"
 
 
-def commit() -> str:
-    """Returns the git commit of this checkout, with "+" if its code has uncommitted changes."""
-    root = pathlib.Path(__file__).parent.parent
+def commit(root: pathlib.Path = pathlib.Path(__file__).parent.parent) -> str:
+    """Returns the git commit of a checkout, this one by default, with "+" if its code has uncommitted changes."""
 
     def git(*arguments):
         return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()

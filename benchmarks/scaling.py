@@ -19,13 +19,14 @@ import sys
 import time
 from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from reptile_tf import backend
 
 PRESET = "omniglot-1shot-5way"
 
 
 def worker(meta_batch: int) -> None:
     """Runs in a separate process: builds a learner, then answers each input line, STEPS or "alone", with JSON."""
+    backend.import_quietly()
     import numpy as np
     import tensorflow as tf
 

@@ -26,8 +26,11 @@ import sys
 import time
 from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the run script does
+
+from reptile_tf import backend
+
+backend.import_quietly()
 
 import numpy as np
 import provenance

@@ -27,13 +27,12 @@ import sys
 import time
 from typing import NamedTuple
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-from reptile_tf import problems
+from reptile_tf import backend, problems
 from reptile_tf.settings import Settings
 
 if any(problems.find(name).onednn and name in " ".join(sys.argv) for name in problems.names()):
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+backend.import_quietly()
 
 import numpy as np
 import provenance

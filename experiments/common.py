@@ -15,7 +15,9 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from reptile_tf import backend
+
+backend.import_quietly()
 
 import numpy as np
 import tensorflow as tf

@@ -1,10 +1,11 @@
 """Runs run_omniglot.py so that worker 1 hangs at the third meta-iteration, and the others wait only briefly for it."""
 
-import os
 import sys
 import time
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from reptile_tf import backend
+
+backend.import_quietly()
 
 from reptile_tf import cli
 from reptile_tf.distributed import cluster

@@ -4,10 +4,11 @@ All pairs of networks, algorithms and optimizers occur. This is a script of its 
 deterministic only for a whole process.
 """
 
-import os
 import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from reptile_tf import backend
+
+backend.import_quietly()
 
 import keras
 import numpy as np

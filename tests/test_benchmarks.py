@@ -11,6 +11,7 @@ TINY = {  # flags, and a positive number of the result as the path of its keys
     "speed.py": ("--rounds=1 --seconds=0.1 --against=eager", ["train_ratio"]),
     "classes.py": ("--classes 10 20 --meta-iters=1 --rounds=1", ["rows", "20", 2]),
     "memory.py": ("--images=300 --classes=20 --meta-iters=1", ["resident bytes", "own"]),
+    "start.py": ("--rounds=1", ["this", "seconds", "whole"]),
     "onednn.py": ("--rounds=1 --meta-iters=1", ["ratio"]),
     "scaling.py": ("--rounds=1 --seconds=0.1 --meta-batches 2", ["meta_batches", "2", "ratio"]),
 }

@@ -2,6 +2,7 @@
 
 import csv
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -23,6 +24,19 @@ def run(script, *arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=waiting.LIMIT, check=False)
 
 
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """A function that runs a script in this process; returns its exit code and what it wrote to stderr."""
+
+    def run_here(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_path(str(EXPERIMENTS / script), run_name="__main__")
+        return caught.value.code, capsys.readouterr().err
+
+    return run_here
+
+
 def rows(path):
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
@@ -37,9 +51,9 @@ def rows(path):
         ("adam_order", ["turn-seed1"]),
     ],
 )
-def test_an_experiment_at_a_tiny_size(name, only, tmp_path):
-    done = run(f"{name}.py", f"--out={tmp_path}", f"--runs={tmp_path / 'runs'}", f"--only={','.join(only)}", *TINY)
-    assert done.returncode == 0, done.stderr
+def test_an_experiment_at_a_tiny_size(name, only, tmp_path, here):
+    own = f"--out={tmp_path}", f"--runs={tmp_path / 'runs'}", f"--only={','.join(only)}"
+    assert here(f"{name}.py", *own, *TINY) == (0, "")
     found = rows(tmp_path / f"{name}.csv")
     assert [row["run"] for row in found if row["kind"] == "final"] == only
     assert {row["meta_iterations"] for row in found if row["kind"] == "validation"} == {"2", "4"}
@@ -64,12 +78,14 @@ def test_maml_beside_reptile_at_a_tiny_size(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_flags_that_are_none_are_refused_before_anything_runs(tmp_path):
-    for wrong, message in (("--no-such-flag", "no_such_flag"), ("--only=g7", "no run 'g7'"), ("--jobs=0", "--jobs")):
-        done = run("gradient_combinations.py", f"--runs={tmp_path / 'runs'}", f"--out={tmp_path}", wrong)
-        assert done.returncode == 2
-        assert message in done.stderr.splitlines()[-1]
-        assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    ("wrong", "message"), [("--no-such-flag", "no_such_flag"), ("--only=g7", "no run 'g7'"), ("--jobs=0", "--jobs")]
+)
+def test_flags_that_are_none_are_refused_before_anything_runs(tmp_path, here, wrong, message):
+    code, said = here("gradient_combinations.py", f"--runs={tmp_path / 'runs'}", f"--out={tmp_path}", wrong)
+    assert code == 2
+    assert message in said.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_sine_regression_learns_to_learn(tmp_path):

@@ -123,7 +123,7 @@ def test_an_adaptation_that_is_not_finite_ends_all(monkeypatch, small_model, gly
     monkeypatch.setattr(device, "cores", lambda: 1)
 
     def evaluate(cluster):
-        learner = MetaLearner(model, keras.optimizers.SGD(1e30), keras.optimizers.SGD(), cluster=cluster)
+        learner = MetaLearner(model, keras.optimizers.SGD(3e38), keras.optimizers.SGD(), cluster=cluster)
         with pytest.raises(UserError, match="adaptation to . of . tasks produced non-finite values; low"):
             answers(learner, draw, settings.eval_samples)
 

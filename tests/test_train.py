@@ -12,7 +12,7 @@ import tensorflow as tf
 from claims import claim
 from tensorboard.backend.event_processing import event_accumulator, plugin_event_accumulator
 
-from reptile_tf import learners, tasks
+from reptile_tf import learners, models, tasks
 from reptile_tf.checkpoint import KEEP, Checkpoint, RunFolder
 from reptile_tf.distributed.cluster import ALONE, Cluster
 from reptile_tf.errors import UserError
@@ -219,12 +219,14 @@ def built(model):
 
 
 @pytest.mark.slow
-def test_training_learns(small_model, glyphs):
+def test_training_learns(glyphs):
     settings = dataclasses.replace(
         SETTINGS, meta_iters=200, meta_batch=4, inner_iters=5, learning_rate=5e-3, eval_iters=10, eval_samples=100
     )
-    untrained = meta_test(learners.make_learner(small_model(), settings, glyphs.scale), glyphs, settings)
-    trained = meta_test(meta_train(small_model(), glyphs, settings), glyphs, settings)
+    keras.utils.set_random_seed(1)
+    model = models.omniglot(3, filters=8)
+    untrained = meta_test(learners.make_learner(model, settings, glyphs.scale), glyphs, settings)
+    trained = meta_test(meta_train(model, glyphs, settings), glyphs, settings)
     assert trained.accuracy - trained.ci95 > untrained.accuracy + untrained.ci95
 
 

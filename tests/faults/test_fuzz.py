@@ -27,7 +27,7 @@ from reptile_tf.data import ImageClasses, miniimagenet
 from reptile_tf.problems import omniglot
 from reptile_tf.settings import Settings
 
-EXAMPLES = int(os.environ.get("FAULTS_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("FAULTS_EXAMPLES", "40"))
 SEED = int(os.environ.get("FAULTS_SEED", "0"))  # seed of the examples
 PARTS = 4 if EXAMPLES >= 1000 else 1  # long runs are shared by processes
 SECONDS = waiting.LIMIT  # for one example; more is a hang

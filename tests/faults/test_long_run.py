@@ -17,8 +17,8 @@ from tools import TINY
 from reptile_tf.checkpoint import KEEP, RunFolder
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-META_ITERS = int(os.environ.get("FAULTS_META_ITERS", "4000"))
-WARM_UP = 1000  # meta-iterations
+META_ITERS = int(os.environ.get("FAULTS_META_ITERS", "2500"))
+WARM_UP = 700  # meta-iterations
 
 
 def measured(pid: int) -> dict[str, float]:
