@@ -5,6 +5,7 @@ fraction of the operations. phi - W becomes one subtraction, and several tasks a
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -18,7 +19,7 @@ class Adaptation:
 
     Args:
       network: the network to adapt.
-      optimizer: a stock elementwise Keras optimizer, which is copied.
+      optimizer: a stock elementwise Keras optimizer, which is copied. A new value of its learning rate holds here too.
       stack: number of tasks.
       weight_decay: factor by which all weights are multiplied before every step (1 means no decay).
 
@@ -31,7 +32,7 @@ class Adaptation:
         self._network = network
         self._weight_decay = weight_decay
         self._is_plain_sgd = _is_plain_sgd(optimizer)
-        self._optimizer = copy_of(optimizer)
+        self._optimizer = copy_of(optimizer, _rate_of(optimizer))
         self._decayed = self._take_over_decay(optimizer)
         self._passed_over = _passed_over(network)
         self.weights = tf.Variable(tf.zeros([stack, network.size], network.dtype))
@@ -147,12 +148,15 @@ class Adaptation:
         )
 
 
-def copy_of(optimizer: keras.Optimizer) -> keras.Optimizer:
-    """Returns a new optimizer of the same class and settings, without state."""
-    config = optimizer.get_config()
-    if not isinstance(optimizer._learning_rate, keras.Variable):
-        config["learning_rate"] = optimizer._learning_rate  # share the schedule, which Keras may be unable to rebuild
-    return type(optimizer)(**config)
+def copy_of(optimizer: keras.Optimizer, learning_rate: Any) -> keras.Optimizer:
+    """Returns a new optimizer of the same class and settings but for the learning rate, without state."""
+    return type(optimizer)(**optimizer.get_config() | {"learning_rate": learning_rate})
+
+
+def _rate_of(optimizer: keras.Optimizer) -> Any:
+    """Returns an optimizer's learning rate for its copies: the same schedule, or a function of its current value."""
+    rate = optimizer._learning_rate
+    return (lambda: optimizer.learning_rate) if isinstance(rate, keras.Variable) else rate
 
 
 def _passed_over(network: Network) -> tf.Tensor | None:

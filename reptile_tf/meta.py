@@ -43,7 +43,7 @@ class MetaLearner:
       model: a built Keras model with one input and one output. Its weights are the initial phi; `update_model` writes
         the learned phi back. Non-trainable variables never change, and every step reads them from the model.
       inner_optimizer: elementwise stock Keras optimizer of the inner loop. Training never resets its moments: they
-        carry over from task to task. The paper uses Adam with beta_1 = 0.
+        carry over from task to task. The paper uses Adam with beta_1 = 0. Its learning rate may be changed at any time.
       outer_optimizer: elementwise stock Keras optimizer that applies the meta-gradient. Every step sets its learning
         rate. Plain SGD is the paper's interpolation.
       meta_gradient: `reptile`, `foml`, `maml`, a `partial_sum`, or a function with the same signature.
@@ -107,7 +107,7 @@ class MetaLearner:
         )
         self.phi = tf.Variable(self.network.flatten(model.trainable_variables), name="phi")
         self.inner_state = [tf.Variable(value) for value in self._inner.initial_state()]
-        self._outer = copy_of(outer_optimizer)
+        self._outer = copy_of(outer_optimizer, 0.0)  # every step sets it
         self._outer.build([self.phi])
         outer_state = [v.value for v in self._outer.variables if v is not self._outer._learning_rate]
         self._state = State(self.phi, self.inner_state, outer_state)

@@ -7,6 +7,7 @@ import tensorflow as tf
 from conftest import relative
 
 from reptile_tf import tasks
+from reptile_tf.evaluate import Evaluator
 from reptile_tf.meta import MetaLearner
 from reptile_tf.meta_gradients import foml, maml, partial_sum, reptile
 from reptile_tf.network import Network, cross_entropy
@@ -450,6 +451,30 @@ def test_a_meta_gradient_must_have_a_row_per_task(axis, found, stacked, small_mo
     )
     with pytest.raises(ValueError, match=message):
         one.step(batch, 0.1)
+
+
+@pytest.mark.parametrize("options", [{}, {"sequential": True}, {"stacked": True}], ids=str)
+def test_a_learning_rate_that_is_changed_holds_from_then_on(float64, small_model, glyphs, options):
+    first, second = (tasks.training_tasks(glyphs, iteration=i, **TRAINING) for i in range(2))
+    evaluation = tasks.evaluation_tasks(glyphs, way=3, shots=2, batch=4, steps=2, seed=0, count=2)
+    support = evaluation.support.x[0], evaluation.support.y[0]
+    changed = learner(small_model(), keras.optimizers.Adam(1e-3, beta_1=0.0), **options)
+    changed.step(first, 0.5)
+    expected = learner(small_model(), keras.optimizers.Adam(1e-2, beta_1=0.0), **options)
+    expected.restore(changed.state())
+    before = [Evaluator(changed, at_most=2).logits(evaluation), changed.adapt(*support, steps=2).outputs(support[0])]
+    evaluator = Evaluator(changed, at_most=2)
+    np.testing.assert_array_equal(evaluator.logits(evaluation), before[0])  # and so compiled
+    changed.inner_optimizer.learning_rate = 1e-2
+    after = [evaluator.logits(evaluation), changed.adapt(*support, steps=2).outputs(support[0])]
+    wanted = [Evaluator(expected, at_most=2).logits(evaluation), expected.adapt(*support, steps=2).outputs(support[0])]
+    for ours, others, earlier in zip(after, wanted, before, strict=True):
+        np.testing.assert_array_equal(ours, others)
+        assert np.abs(np.subtract(ours, earlier)).max() > 1e-3
+    for one in changed, expected:
+        one.step(second, 0.5)
+    for name, value in changed.state().items():
+        np.testing.assert_array_equal(value, expected.state()[name], err_msg=name)
 
 
 def test_an_inner_optimizer_may_have_a_schedule(small_model, glyphs):
