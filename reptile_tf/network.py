@@ -249,7 +249,16 @@ class Network:
 
     @contextlib.contextmanager
     def compiling(self) -> Iterator[None]:
-        """Raises a one-line ValueError for code that TensorFlow cannot trace or XLA cannot compile (if stacked)."""
+        """Raises a one-line ValueError for code that TensorFlow cannot trace or XLA cannot compile (if stacked).
+
+        It also does so if a layer was frozen or unfrozen since: the vector of weights and compiled programs ignore it.
+        """
+        now = self.model.trainable_variables
+        if len(now) != len(self.trainable) or any(a is not b for a, b in zip(now, self.trainable, strict=True)):
+            raise ValueError(
+                "the model's trainable variables are no longer those that the learner was made with: make a new "
+                "learner after freezing or unfreezing layers"
+            )
         try:
             yield
         except tf.errors.OperatorNotAllowedInGraphError as error:
