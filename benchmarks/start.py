@@ -25,11 +25,16 @@ ROOT = pathlib.Path(__file__).parent.parent
 RUN = ["run_omniglot.py", "--preset", "omniglot-1shot-5way", "--transductive"]
 
 
+def environment(code: pathlib.Path) -> dict[str, str]:
+    """Returns the environment in which a checkout's own package is imported, wherever another is installed."""
+    return os.environ | {"PYTHONPATH": str(code)}
+
+
 def first(code: pathlib.Path, images: list[str], folder: pathlib.Path) -> float:
     """Returns the seconds until a run has saved its first meta-iteration, and ends the run."""
     command = [sys.executable, *RUN, *images, "--save-interval", "1", "--checkpoint", str(folder)]
     began = time.monotonic()
-    with subprocess.Popen(command, cwd=code, env=_of(code), stdout=subprocess.DEVNULL) as run:
+    with subprocess.Popen(command, cwd=code, env=environment(code), stdout=subprocess.DEVNULL) as run:
         while not list(folder.glob("checkpoint-*.npz")):
             if run.poll() is not None:
                 sys.exit(f"the run ended early, with {run.returncode}: it says why above")
@@ -43,23 +48,20 @@ def whole(code: pathlib.Path, images: list[str], folder: pathlib.Path) -> float:
     """Returns the seconds that a tiny run takes from its start to the end of its process."""
     command = [sys.executable, *RUN, *images, "--meta-iters", "2", "--eval-samples", "10", "--checkpoint", str(folder)]
     began = time.monotonic()
-    subprocess.run(command, cwd=code, env=_of(code), stdout=subprocess.DEVNULL, check=True)
+    subprocess.run(command, cwd=code, env=environment(code), stdout=subprocess.DEVNULL, check=True)
     return time.monotonic() - began
 
 
 def usage(code: pathlib.Path, *_) -> float:
     """Returns the seconds that --help takes."""
     began = time.monotonic()
-    subprocess.run([sys.executable, RUN[0], "--help"], cwd=code, env=_of(code), stdout=subprocess.DEVNULL, check=True)
+    subprocess.run(
+        [sys.executable, RUN[0], "--help"], cwd=code, env=environment(code), stdout=subprocess.DEVNULL, check=True
+    )
     return time.monotonic() - began
 
 
 MEASURED = {"help": usage, "first": first, "whole": whole}
-
-
-def _of(code: pathlib.Path) -> dict[str, str]:
-    """The environment in which a checkout's own package is imported, wherever another is installed."""
-    return os.environ | {"PYTHONPATH": str(code)}
 
 
 def main() -> None:

@@ -35,6 +35,8 @@ def import_quietly() -> None:
     TF_CPP_MIN_LOG_LEVEL is set: its errors are raised as exceptions, too. Keras's own plots do not work afterwards.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if "tensorflow" in sys.modules:
+        return  # and what the process has made since stays with the garbage collector
     with contextlib.ExitStack() as stack:
         stack.enter_context(_nothing_collected())
         for name in {"IPython", "matplotlib"} - sys.modules.keys():

@@ -125,7 +125,7 @@ class Evaluator:
     """
 
     def __init__(self, learner: MetaLearner, at_most: int = 64):
-        self.tasks = _at_once(learner, at_most)
+        self.tasks = _agreed(learner, at_most)
         self._learner = learner
         self._run_at_once(self.tasks)
 
@@ -138,7 +138,7 @@ class Evaluator:
         Raises:
           UserError: another worker has stopped.
         """
-        at_once = _at_once(learner, -(-count // learner.cluster.count))
+        at_once = _agreed(learner, -(-count // learner.cluster.count))
         if at_once not in learner.evaluators:
             learner.evaluators[at_once] = cls(learner, at_once)
         return learner.evaluators[at_once]
@@ -183,10 +183,11 @@ class Evaluator:
         return tf.transpose(logits, [1, 0, 2, 3])
 
 
-def _at_once(learner: MetaLearner, at_most: int) -> int:
+def _agreed(learner: MetaLearner, at_most: int) -> int:
+    """Returns the number of tasks that each worker runs side by side, the same on all workers of the cluster."""
     here = min(at_most, 64 if learner.network.stacked else min(16, 2 * device.cores()))
-    (agreed,) = learner.cluster.from_chief([np.array(here)])  # workers may differ in cores
-    return int(agreed)
+    (of_chief,) = learner.cluster.from_chief([np.array(here)])  # workers may differ in cores
+    return int(of_chief)
 
 
 def meta_test(learner: MetaLearner, classes: ImageClasses, settings: Settings) -> Accuracy:

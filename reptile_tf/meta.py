@@ -43,7 +43,8 @@ class MetaLearner:
       model: a built Keras model with one input and one output. Its weights are the initial phi; `update_model` writes
         the learned phi back. Non-trainable variables never change, and every step reads them from the model.
       inner_optimizer: elementwise stock Keras optimizer of the inner loop. Training never resets its moments: they
-        carry over from task to task. The paper uses Adam with beta_1 = 0. Its learning rate may be changed at any time.
+        carry over from task to task. The paper uses Adam with beta_1 = 0. A number assigned to its
+        learning rate later holds from the next step on.
       outer_optimizer: elementwise stock Keras optimizer that applies the meta-gradient. Every step sets its learning
         rate. Plain SGD is the paper's interpolation.
       meta_gradient: `reptile`, `foml`, `maml`, a `partial_sum`, or a function with the same signature.

@@ -7,7 +7,7 @@ import shutil
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.pop("COVERAGE_PROCESS_START", None)  # measures coverage here, not in processes that tests start
 if not pathlib.Path("/dev/nvidiactl").exists():
-    # XLA compiles for the CPU in half the time. The programs are the same ones, only slower.
+    # XLA's compiler for the CPU optimizes less and takes half as long; what the programs compute stays the same.
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 from reptile_tf import backend

@@ -462,9 +462,8 @@ def test_a_learning_rate_that_is_changed_holds_from_then_on(float64, small_model
     changed.step(first, 0.5)
     expected = learner(small_model(), keras.optimizers.Adam(1e-2, beta_1=0.0), **options)
     expected.restore(changed.state())
-    before = [Evaluator(changed, at_most=2).logits(evaluation), changed.adapt(*support, steps=2).outputs(support[0])]
     evaluator = Evaluator(changed, at_most=2)
-    np.testing.assert_array_equal(evaluator.logits(evaluation), before[0])  # and so compiled
+    before = [evaluator.logits(evaluation), changed.adapt(*support, steps=2).outputs(support[0])]  # compiles both
     changed.inner_optimizer.learning_rate = 1e-2
     after = [evaluator.logits(evaluation), changed.adapt(*support, steps=2).outputs(support[0])]
     wanted = [Evaluator(expected, at_most=2).logits(evaluation), expected.adapt(*support, steps=2).outputs(support[0])]
