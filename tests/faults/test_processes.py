@@ -34,8 +34,30 @@ COMMAND = [
 ]  # fmt: skip
 
 
-def start(folder, meta_iters):
-    command = [*COMMAND, f"--checkpoint={folder}", f"--meta-iters={meta_iters}"]
+# Runs a script that kills itself in the first checkpoint from meta-iteration argv[2] on, once a share of argv[3] is written.
+DIES_IN_WRITING = """
+import os, pathlib, re, runpy, signal, sys
+
+def dying(path, content):
+    found = re.match(r"[.]checkpoint-([0-9]+)", path.name)
+    if found and int(found[1]) >= int(iteration):
+        real(path, content[: int(float(share) * len(content))])
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(path, content)
+
+script, iteration, share, *arguments = sys.argv[1:]
+real, pathlib.Path.write_bytes = pathlib.Path.write_bytes, dying
+sys.argv = [script, *arguments]
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+def start(folder, meta_iters, dies=()):
+    """Starts a run; `dies` is when it kills itself in writing: a meta-iteration and a share of the checkpoint's bytes."""
+    python, *command = COMMAND
+    if dies:
+        command = ["-c", DIES_IN_WRITING, command[0], *map(str, dies), *command[1:]]
+    command = [python, *command, f"--checkpoint={folder}", f"--meta-iters={meta_iters}"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -43,26 +65,14 @@ def newest(folder):
     return max(RunFolder(folder).iterations(), default=0)
 
 
-def wait_for(folder, iteration, process, condition=lambda: True):
-    """Waits for a checkpoint of this meta-iteration, and until `condition` holds."""
-    waiting.until(lambda: newest(folder) >= iteration and condition(), process)
+def wait_for(folder, iteration, process):
+    """Waits for a checkpoint of this meta-iteration."""
+    waiting.until(lambda: newest(folder) >= iteration, process)
 
 
 def unfinished(folder):
     """Returns whether a checkpoint has been begun but not finished."""
     return any(name.startswith(".checkpoint") for name in os.listdir(folder))
-
-
-def stopped_in_writing(folder, process):
-    """Stops the process if a checkpoint is unfinished; returns whether it still is."""
-    if not unfinished(folder):
-        return False
-    process.send_signal(signal.SIGSTOP)
-    os.waitpid(process.pid, os.WUNTRACED)
-    if not unfinished(folder):  # it was finished just before
-        process.send_signal(signal.SIGCONT)
-        return False
-    return True
 
 
 def ended(process):
@@ -78,19 +88,21 @@ def test_killed_at_random_moments_training_ends_with_the_same_weights(tmp_path, 
     Every second kill happens while a checkpoint is being written.
     """
     print(f"FAULTS_SEED={SEED}")
-    meta_iters = SAVE_INTERVAL * 10 * (KILLS + 2)
+    meta_iters = SAVE_INTERVAL * 5 * (KILLS + 4)
     rng, folder = np.random.default_rng(SEED), tmp_path / "killed"
     in_writing = 0
     for kill in range(KILLS):
-        process, before = start(folder, meta_iters), newest(folder)
-        iteration = before + SAVE_INTERVAL * int(rng.integers(1, 9))
+        before = newest(folder)
+        iteration = before + SAVE_INTERVAL * int(rng.integers(1, 5))
         if kill % 2:
+            process = start(folder, meta_iters)
             wait_for(folder, iteration, process)
             time.sleep(rng.uniform(0, 0.05))
+            process.kill()
         else:
-            wait_for(folder, iteration, process, lambda p=process: stopped_in_writing(folder, p))
-        process.send_signal(signal.SIGKILL)
+            process = start(folder, meta_iters, dies=(iteration, rng.uniform()))
         output, _ = process.communicate(timeout=waiting.LIMIT)
+        assert process.returncode == -signal.SIGKILL, output
         in_writing += unfinished(folder)
         resumed = re.search(r"resuming from meta-iteration (\d+)", output)
         assert (int(resumed[1]) if resumed else 0) == before, f"kill {kill}: {output}"
