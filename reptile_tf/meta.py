@@ -13,7 +13,7 @@ algorithms only replace phi - W by another meta-gradient (see `meta_gradients`).
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -69,6 +69,8 @@ class MetaLearner:
       ValueError: the model or an optimizer is not supported; the message says why, and what to do.
     """
 
+    _is_made = False
+
     def __init__(
         self,
         model: keras.Model,
@@ -113,6 +115,13 @@ class MetaLearner:
         outer_state = [v.value for v in self._outer.variables if v is not self._outer._learning_rate]
         self._state = State(self.phi, self.inner_state, outer_state)
         self._compile()
+        self._is_made = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Raises AttributeError for what the compiled programs would not follow: every attribute but `origin`."""
+        if self._is_made and name != "origin":
+            raise AttributeError(f"{name} cannot be changed once the learner is made: make a new MetaLearner")
+        super().__setattr__(name, value)
 
     @property
     def scale(self) -> float:

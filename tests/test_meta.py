@@ -494,6 +494,17 @@ def test_a_layer_that_is_frozen_later_is_refused(small_model, glyphs):
     one.step(batch, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("weight_decay", 0.5), ("meta_gradient", foml), ("meta_batch", 1), ("phi", 0.0)]
+)
+def test_a_setting_that_is_assigned_later_is_refused(small_model, name, value):
+    one = learner(small_model(), keras.optimizers.SGD(0.1))
+    before = getattr(one, name)
+    with pytest.raises(AttributeError, match=f"^{name} cannot be changed once the learner is made: make a new MetaL"):
+        setattr(one, name, value)
+    assert getattr(one, name) is before
+
+
 def test_an_inner_optimizer_may_have_a_schedule(small_model, glyphs):
     """The schedule counts steps over all tasks, as Adam does."""
     batch = tasks.training_tasks(glyphs, iteration=0, **TRAINING)

@@ -34,7 +34,7 @@ COMMAND = [
 ]  # fmt: skip
 
 
-# Runs a script that kills itself in the first checkpoint from meta-iteration argv[2] on, once a share of argv[3] is written.
+# Runs a script that kills itself when it has written a share (argv[3]) of the first checkpoint from argv[2] on.
 DIES_IN_WRITING = """
 import os, pathlib, re, runpy, signal, sys
 
@@ -53,7 +53,7 @@ runpy.run_path(script, run_name="__main__")
 
 
 def start(folder, meta_iters, dies=()):
-    """Starts a run; `dies` is when it kills itself in writing: a meta-iteration and a share of the checkpoint's bytes."""
+    """Starts a run; `dies` is the meta-iteration and the share of its checkpoint at which it kills itself."""
     python, *command = COMMAND
     if dies:
         command = ["-c", DIES_IN_WRITING, command[0], *map(str, dies), *command[1:]]
