@@ -7,7 +7,7 @@ import os
 import pathlib
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import keras
@@ -15,9 +15,10 @@ import numpy as np
 import tensorflow as tf
 
 from reptile_tf import checks, files, heads, layers
+from reptile_tf.data.image_classes import check_numbers
 from reptile_tf.errors import UserError
 from reptile_tf.examine import PlainCall, random_batch, same
-from reptile_tf.inner_loop import Adaptation, InnerLoop
+from reptile_tf.inner_loop import Adaptation, InnerLoop, excluded_from_decay
 from reptile_tf.network import Network, Predictions, cross_entropy
 from reptile_tf.origin import Origin
 from reptile_tf.progress import log
@@ -80,7 +81,10 @@ class Adapter:
         else:
             self.network = Network(heads.resized(learner.model, outputs), network.loss, network.scale)
         self._learner = learner
-        self._inner = InnerLoop(self.network, learner.inner_optimizer, weight_decay=learner.weight_decay)
+        excluded = excluded_from_decay(learner.inner_optimizer, network.trainable)
+        self._inner = InnerLoop(
+            self.network, learner.inner_optimizer, weight_decay=learner.weight_decay, excluded=excluded
+        )
         self._programs: dict[tuple, tf.types.experimental.PolymorphicFunction] = {}
         self._inputs = tf.TensorSpec([1, None, *self.network.facts.input_shape], self.network.raw_dtype)
         weights = tf.TensorSpec([1, None], self.network.dtype)
@@ -99,11 +103,23 @@ class Adapter:
         task = checks.tasks(self.network, Tasks(x[np.newaxis], y[np.newaxis], dealt[np.newaxis], seed=seeds))
         x = x.astype(self.network.raw_dtype.as_numpy_dtype)
         start = heads.start(self._learner, self.network)
-        with self.network.compiling():
+        with self.compiling():
             weights = self._program(task)(task._replace(x=x[np.newaxis]), *start)[0].numpy()
         if not np.isfinite(weights).all():
             raise NotFiniteError(["adapted weights"])
         return Adapted(self, weights, x, support.labels, self._learner.origin)
+
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Does the same as `Network.compiling`, and gives a copy of the model the learner's frozen weights of now."""
+        model = self._learner.model
+        with self._learner.network.compiling(), self.network.compiling():
+            if self.network.model is not model:
+                for ours, theirs in zip(
+                    self.network.model.non_trainable_weights, model.non_trainable_weights, strict=True
+                ):
+                    ours.assign(theirs)
+            yield
 
     def _program(self, task: Tasks) -> tf.types.experimental.PolymorphicFunction:
         """Returns the program that adapts from a result of `heads.start`, compiled for targets of this kind."""
@@ -159,20 +175,23 @@ class Adapted:
           Floatx [query, class], in the order of `labels`.
 
         Raises:
-          ValueError: the inputs differ in shape or range from the training images.
+          ValueError: the inputs are not finite numbers, or differ in shape from the training images or, if these are
+            uint8, in range; or the learner's model or optimizer was changed since it was made.
         """
-        return self.predictions(x)[transductive]
+        return self.predictions(x)[bool(transductive)]
 
     def predictions(self, x: np.ndarray) -> Predictions:
         """Computes `outputs` in both settings in one call; arguments and errors are the same."""
         network = self._adapter.network
         x = np.asarray(x)
         checks.inputs(network, x.shape[1:])
+        check_numbers(x, "inputs")
         self.origin.check(x)
         x = x.astype(network.raw_dtype.as_numpy_dtype)
         stacks = (array[np.newaxis] for array in (self.weights, self._support_x, x))
         used = None if self.labels is None else len(self.labels)
-        return Predictions(*(outputs[0].numpy()[..., :used] for outputs in self._adapter.predictions(*stacks)))
+        with self._adapter.compiling():
+            return Predictions(*(outputs[0].numpy()[..., :used] for outputs in self._adapter.predictions(*stacks)))
 
     def predict(self, x: np.ndarray, *, transductive: bool = False) -> np.ndarray:
         """Returns the label of the largest output for each input, [query]; arguments and errors as in `outputs`.

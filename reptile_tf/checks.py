@@ -6,10 +6,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from reptile_tf.data.image_classes import check_dtype
+from reptile_tf.data.image_classes import ImageClasses, check_dtype
 from reptile_tf.errors import UserError
 from reptile_tf.examine import in_one_line
 from reptile_tf.network import Network, cross_entropy
+from reptile_tf.origin import Origin
 from reptile_tf.tasks import Tasks
 
 # Stock optimizers that update each weight independently, so that a flat vector of all weights gives the same result.
@@ -57,9 +58,9 @@ def inner_optimizer(optimizer: keras.Optimizer, network: Network) -> None:
 
 def outer_optimizer(optimizer: keras.Optimizer) -> None:
     """Raises ValueError unless an outer optimizer is elementwise, has not stepped, and has no schedule."""
+    _elementwise(optimizer, "outer")
     if isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
         raise ValueError("each step sets the outer optimizer's learning rate to its meta-step: give it no schedule")
-    _elementwise(optimizer, "outer")
     if getattr(optimizer, "_exclude_from_weight_decay", None) or getattr(
         optimizer, "_exclude_from_weight_decay_pattern", None
     ):
@@ -103,6 +104,8 @@ def tasks(network: Network, given: Tasks, count: int | None = None, images: tf.T
     if np.shape(given.y)[:2] != given.x.shape[:2]:
         raise ValueError(f"{given.x.shape[1]} inputs need as many labels, not {list(np.shape(given.y)[1:])}")
     for dealt in (given.minibatches, *([] if isinstance(given.query, tuple) else [given.query])):
+        if np.ndim(dealt) != 3 or len(dealt) != len(given.x):
+            raise ValueError(f"minibatches must be indices [{len(given.x)} tasks, step, sample], not {np.shape(dealt)}")
         if dealt.size and not 0 <= dealt.min() <= dealt.max() < given.x.shape[1]:
             raise ValueError(f"minibatches must index {given.x.shape[1]} samples, not {dealt.min()} to {dealt.max()}")
     if network.facts.random:
@@ -110,6 +113,20 @@ def tasks(network: Network, given: Tasks, count: int | None = None, images: tf.T
         if seed.shape != (len(given.x), 2) or seed.dtype.kind not in "iu":
             raise ValueError("the model has random layers: give the tasks a seed, integers [task, 2]")
     return given._replace(y=labels(given.y, network.facts.output_shape[-1])) if network.loss is cross_entropy else given
+
+
+def prepared_alike(origin: Origin, scale: float, classes: ImageClasses) -> None:
+    """Raises ValueError if classes have another range or scale than those that a learner was trained on.
+
+    A scale of 1 says nothing: samples may be without one where the learner was given its own.
+    """
+    if classes.scale not in (1, scale):
+        raise ValueError(
+            f"these samples are to be multiplied by {classes.scale:g}, but those trained on by {scale:g}: prepare both "
+            "alike"
+        )
+    if len(classes):
+        origin.check(classes.images[classes.starts])
 
 
 def inputs(network: Network, shape: Sequence[int]) -> None:

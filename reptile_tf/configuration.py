@@ -67,13 +67,17 @@ def of_learner(learner: "MetaLearner") -> dict[str, Any]:
     """Returns the configuration of a learner that was constructed without settings.
 
     Raises:
-      ValueError: the loss or the meta-gradient is custom, and cannot be described as text.
+      ValueError: the loss or the meta-gradient is custom, and cannot be described as text; or the model or an
+        optimizer was changed since.
     """
     import keras
 
+    from reptile_tf.inner_loop import excluded_from_decay
     from reptile_tf.meta_gradients import BY_NAME
     from reptile_tf.network import cross_entropy
 
+    learner.network.as_made.check()
+    excluded = excluded_from_decay(learner.inner_optimizer, learner.network.trainable)
     algorithm = next((name for name, function in BY_NAME.items() if function is learner.meta_gradient), None)
     if learner.network.loss is not cross_entropy or algorithm is None:
         raise ValueError(
@@ -90,7 +94,8 @@ def of_learner(learner: "MetaLearner") -> dict[str, Any]:
             "meta_batch": learner.meta_batch,
             "sequential": learner.sequential,
             "weight_decay": learner.weight_decay,
-        },
+        }
+        | ({"excluded_from_decay": excluded} if excluded else {}),
         "images": {"scale": learner.network.scale},
         "evaluation": learner.origin.evaluation(),
         "pixels": learner.origin.pixels(),

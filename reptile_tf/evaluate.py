@@ -121,10 +121,13 @@ class Evaluator:
       tasks: number of tasks that `logits` takes.
 
     Raises:
+      ValueError: `at_most` is less than 1.
       UserError: another worker has stopped.
     """
 
     def __init__(self, learner: MetaLearner, at_most: int = 64):
+        if at_most < 1:
+            raise ValueError(f"at_most must be at least 1, not {at_most}")
         self.tasks = _agreed(learner, at_most)
         self._learner = learner
         self._run_at_once(self.tasks)
@@ -154,8 +157,11 @@ class Evaluator:
         If the tasks do not fit in memory together, fewer run at once from then on, and a log line says so.
 
         Raises:
+          ValueError: there are not `self.tasks` tasks, or they do not fit the network (see `MetaLearner.step`).
           tf.errors.ResourceExhaustedError: a single task does not fit in memory.
         """
+        checked = checks.tasks(self._learner.network, batch.support, self.tasks)
+        batch = batch._replace(support=checked)
         while True:
             starts = range(0, self.tasks, self._at_once)
             try:
@@ -202,10 +208,18 @@ def meta_test(learner: MetaLearner, classes: ImageClasses, settings: Settings) -
       The mean accuracy with its confidence intervals.
 
     Raises:
-      ValueError: the model does not take samples of this shape.
+      ValueError: the model does not take samples of this shape or, if it learned from uint8 images, of this range, or
+        has fewer outputs than a task has classes; or the samples have another scale.
       UserError: there are too few classes, an adaptation is not finite, or another worker has stopped.
     """
     checks.inputs(learner.network, classes.images.shape[1:])
+    checks.prepared_alike(learner.origin, learner.scale, classes)
+    outputs = learner.network.facts.output_shape[-1]
+    if settings.classes > outputs:
+        raise ValueError(
+            f"a task of {settings.classes} classes needs as many outputs, and the network has {outputs}: set classes "
+            "to at most that"
+        )
     enough = tasks.with_enough(classes, settings.classes, settings.shots + 1, "evaluation")
     draw = functools.partial(tasks.evaluation_tasks, enough, **settings.evaluation_arguments())
     return answers(learner, draw, settings.eval_samples)[settings.transductive].accuracy()

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from reptile_tf.examine import PlainCall, in_one_line, random_batch, same
+from reptile_tf.inner_loop import copy_of, excluded_from_decay
 from reptile_tf.network import Network
 
 if TYPE_CHECKING:
@@ -38,9 +39,10 @@ def with_outputs(learner: "MetaLearner", outputs: int) -> "MetaLearner":
     """
     if outputs <= learner.network.facts.output_shape[-1]:
         return learner
+    model = resized(learner.model, outputs)
     wider = type(learner)(
-        resized(learner.model, outputs),
-        learner.inner_optimizer,
+        model,
+        _inner_optimizer(learner, model),
         learner.outer_optimizer,
         meta_gradient=learner.meta_gradient,
         meta_batch=learner.meta_batch,
@@ -58,6 +60,17 @@ def with_outputs(learner: "MetaLearner", outputs: int) -> "MetaLearner":
     wider.origin = learner.origin
     wider.update_model()
     return wider
+
+
+def _inner_optimizer(learner: "MetaLearner", model: keras.Model) -> keras.Optimizer:
+    """The learner's inner optimizer; a copy for a resized model if it excludes variables from its weight decay."""
+    optimizer = learner.inner_optimizer
+    excluded = excluded_from_decay(optimizer, learner.network.trainable)
+    if excluded:
+        rate = optimizer._learning_rate
+        optimizer = copy_of(optimizer, float(rate) if isinstance(rate, keras.Variable) else rate)
+        optimizer.exclude_from_weight_decay([model.trainable_variables[i] for i in excluded])
+    return optimizer
 
 
 def start(learner: "MetaLearner", network: Network) -> tuple[tf.Tensor, list[tf.Tensor]]:

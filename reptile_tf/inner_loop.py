@@ -22,18 +22,21 @@ class Adaptation:
       optimizer: a stock elementwise Keras optimizer, which is copied. A new value of its learning rate holds here too.
       stack: number of tasks.
       weight_decay: factor by which all weights are multiplied before every step (1 means no decay).
+      excluded: see `InnerLoop`.
 
     Attributes:
       weights: floatx variable [stack, weight], the tasks' current weights.
       state: the optimizer's variables except its learning rate: moments [stack, weight] and scalar step counts.
     """
 
-    def __init__(self, network: Network, optimizer: keras.Optimizer, stack: int, weight_decay: float):
+    def __init__(
+        self, network: Network, optimizer: keras.Optimizer, stack: int, weight_decay: float, excluded: Sequence[int]
+    ):
         self._network = network
         self._weight_decay = weight_decay
         self._is_plain_sgd = _is_plain_sgd(optimizer)
         self._optimizer = copy_of(optimizer, _rate_of(optimizer))
-        self._decayed = self._take_over_decay(optimizer)
+        self._decayed = self._take_over_decay(optimizer, excluded)
         self._passed_over = _passed_over(network)
         self.weights = tf.Variable(tf.zeros([stack, network.size], network.dtype))
         self._optimizer.build([self.weights])
@@ -129,23 +132,28 @@ class Adaptation:
             self._seeds.assign(seeds)
         return gradient
 
-    def _take_over_decay(self, optimizer: keras.Optimizer) -> tf.Tensor | None:
-        """Takes the weight decay over from the optimizer if the optimizer excludes some variables.
+    def _take_over_decay(self, optimizer: keras.Optimizer, excluded: Sequence[int]) -> tf.Tensor | None:
+        """Takes the weight decay over from the optimizer if it does not decay all variables.
 
-        Keras excludes whole variables: those the user named, and those without a gradient. The optimizer here sees one
-        flat vector and cannot tell variables apart, so its own decay is switched off then.
+        Keras leaves out whole variables: those that are excluded, and those without a gradient. The optimizer here sees
+        one flat vector and cannot tell variables apart, so its own decay is switched off then.
 
         Returns:
           The decay of each weight, floatx [weight], or None if the optimizer's own decay is right.
         """
         variables, connected = self._network.trainable, self._network.facts.connected
-        decays = [on and optimizer._use_weight_decay(v) for v, on in zip(variables, connected, strict=True)]
+        decays = [on and i not in excluded for i, on in enumerate(connected)]
         if not optimizer.weight_decay or all(decays):
             return None
         self._optimizer.weight_decay = None
         return self._network.flatten(
             [tf.fill(v.shape, d * optimizer.weight_decay) for v, d in zip(variables, decays, strict=True)]
         )
+
+
+def excluded_from_decay(optimizer: keras.Optimizer, variables: Sequence[keras.Variable]) -> list[int]:
+    """Returns the indices of the variables that the user has excluded from an optimizer's weight decay."""
+    return [i for i, variable in enumerate(variables) if not optimizer._use_weight_decay(variable)]
 
 
 def copy_of(optimizer: keras.Optimizer, learning_rate: Any) -> keras.Optimizer:
@@ -194,6 +202,7 @@ class InnerLoop:
       tasks: number of tasks that run side by side.
       weight_decay: factor by which all weights are multiplied before every step (1 means no decay).
       sequential: run any number of tasks one after another instead, and pass on the optimizer's state, not the weights.
+      excluded: indices of the trainable variables that the optimizer excludes from its weight decay; None to ask it.
     """
 
     def __init__(
@@ -204,11 +213,14 @@ class InnerLoop:
         *,
         weight_decay: float = 1.0,
         sequential: bool = False,
+        excluded: Sequence[int] | None = None,
     ):
+        if excluded is None:
+            excluded = excluded_from_decay(optimizer, network.trainable)
         self._sequential = sequential
         self._stack = tasks if network.stacked and not sequential else 1
         count = 1 if sequential else tasks // self._stack
-        self._adaptations = [Adaptation(network, optimizer, self._stack, weight_decay) for _ in range(count)]
+        self._adaptations = [Adaptation(network, optimizer, self._stack, weight_decay, excluded) for _ in range(count)]
 
     def initial_state(self) -> list[tf.Tensor]:
         """Returns the state of an optimizer before its first step, each [weight] or scalar."""

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from reptile_tf import configuration, tfjs
+from reptile_tf import configuration, fixed_weights, tfjs
 from reptile_tf.checkpoint import Checkpoint, RunFolder
 from reptile_tf.distributed.cluster import ALONE, Cluster
 from reptile_tf.errors import UserError
@@ -34,9 +34,11 @@ def load(path: str | pathlib.Path, model: keras.Model | None = None, loss: Loss 
     """
     folder = RunFolder(path)
     config = folder.config()
+    checkpoint = _newest(folder)
     try:
         settings = None if "learner" in config else configuration.settings_of(config)
         model = configuration.network_of(config, model)
+        _set_fixed(model, checkpoint)
         if settings is None:
             learner = _saved(config["learner"], model, configuration.scale_of(config))
         else:
@@ -45,7 +47,8 @@ def load(path: str | pathlib.Path, model: keras.Model | None = None, loss: Loss 
         learner.origin = configuration.origin_of(config)
     except UserError as error:
         raise UserError(f"{folder.path}: {error.on_command_line}") from error
-    restore_from(folder, learner)
+    restore(learner, checkpoint)
+    learner.update_model()
     return learner
 
 
@@ -73,7 +76,7 @@ def save(learner: MetaLearner, path: str | pathlib.Path) -> None:
       path: a new folder, or one to which `save` has written a learner with the same configuration.
 
     Raises:
-      ValueError: the loss or the meta-gradient is custom.
+      ValueError: the loss or the meta-gradient is custom, or the model or an optimizer was changed since.
       UserError: the folder holds something else, or cannot be written to.
     """
     config, folder = configuration.of_learner(learner), RunFolder(path)
@@ -95,6 +98,8 @@ def _saved(options: dict[str, Any], model: keras.Model, scale: float) -> MetaLea
     options = dict(options)
     try:
         optimizers = [keras.optimizers.deserialize(options.pop(f"{which}_optimizer")) for which in ("inner", "outer")]
+        if excluded := options.pop("excluded_from_decay", ()):
+            optimizers[0].exclude_from_weight_decay([model.trainable_variables[i] for i in excluded])
         algorithm = BY_NAME[options.pop("meta_gradient")]
         return MetaLearner(model, *optimizers, meta_gradient=algorithm, scale=scale, **options)
     except Exception as error:  # a user's schedule may raise anything, and the file may have been edited
@@ -111,15 +116,28 @@ def restore_from(folder: RunFolder, learner: MetaLearner) -> Checkpoint | None:
       UserError: there is no checkpoint, or it does not fit the learner.
     """
     workers = learner.cluster
-    checkpoint = folder.load() if workers.is_chief else None
-    if checkpoint is None and workers.is_chief:
-        raise UserError(f"no checkpoint in {folder.path} yet: train first")
+    checkpoint = _newest(folder) if workers.is_chief else None
     if checkpoint:
         restore(learner, checkpoint)
     if workers.count > 1:
         take_from_chief(learner, 0)
     learner.update_model()
     return checkpoint
+
+
+def _newest(folder: RunFolder) -> Checkpoint:
+    checkpoint = folder.load()
+    if checkpoint is None:
+        raise UserError(f"no checkpoint in {folder.path} yet: train first")
+    return checkpoint
+
+
+def _set_fixed(model: keras.Model, checkpoint: Checkpoint) -> None:
+    """Sets the weights of a model that are not trained, before a learner is made of it; errors as in `restore`."""
+    try:
+        fixed_weights.assign(model, checkpoint.state)
+    except ValueError as error:
+        raise UserError(f"the checkpoint does not fit: {error}") from error
 
 
 def make_learner(

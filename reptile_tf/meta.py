@@ -12,14 +12,15 @@ algorithms only replace phi - W by another meta-gradient (see `meta_gradients`).
 """
 
 import functools
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from reptile_tf import checks
+from reptile_tf import checks, fixed_weights
 from reptile_tf.adapted import Adapted, Adapter, Support
 from reptile_tf.distributed.cluster import ALONE, Cluster
 from reptile_tf.inner_loop import Adaptation, InnerLoop, copy_of
@@ -41,7 +42,8 @@ class MetaLearner:
 
     Args:
       model: a built Keras model with one input and one output. Its weights are the initial phi; `update_model` writes
-        the learned phi back. Non-trainable variables never change, and every step reads them from the model.
+        the learned phi back. Non-trainable variables never change, and every step reads them from the model. Other
+        changes of the model or of an optimizer are refused from then on: layers, frozen or not, and settings.
       inner_optimizer: elementwise stock Keras optimizer of the inner loop. Training never resets its moments: they
         carry over from task to task. The paper uses Adam with beta_1 = 0. A number assigned to its
         learning rate later holds from the next step on.
@@ -88,14 +90,18 @@ class MetaLearner:
     ):
         if sequential and cluster.count > 1:
             raise ValueError("sequential tasks run on one worker only: the state is passed on from each to the next")
-        if meta_batch < 1 or not scale:
-            raise ValueError("meta_batch must be at least 1, and scale must not be 0")
+        if meta_batch < 1 or not scale or not math.isfinite(scale):
+            raise ValueError("meta_batch must be at least 1, and scale a number other than 0")
+        if not callable(loss) or not callable(meta_gradient):
+            raise ValueError("loss and meta_gradient must be functions")
         checks.outer_optimizer(outer_optimizer)
         self.model = model
         self.network = Network(model, loss, scale, stacked)  # also examines the model
         checks.inner_optimizer(inner_optimizer, self.network)
+        self.network.as_made.add(inner_optimizer, "inner")
+        self.network.as_made.add(outer_optimizer, "outer")
         self.inner_optimizer, self.outer_optimizer = inner_optimizer, outer_optimizer
-        self.weight_decay, self.meta_batch, self.sequential = weight_decay, meta_batch, sequential
+        self.weight_decay, self.meta_batch, self.sequential = float(weight_decay), meta_batch, sequential
         self.cluster = cluster
         self.share = cluster.share(meta_batch)
         self._weight = self.share[1] / meta_batch  # this worker's weight in the means
@@ -106,7 +112,7 @@ class MetaLearner:
         side_by_side = max(self.share[1], 1)
         self._count = None if sequential else side_by_side
         self._inner = InnerLoop(
-            self.network, inner_optimizer, side_by_side, weight_decay=weight_decay, sequential=sequential
+            self.network, inner_optimizer, side_by_side, weight_decay=self.weight_decay, sequential=sequential
         )
         self.phi = tf.Variable(self.network.flatten(model.trainable_variables), name="phi")
         self.inner_state = [tf.Variable(value) for value in self._inner.initial_state()]
@@ -171,6 +177,8 @@ class MetaLearner:
           ValueError: as in `step`.
           UserError: as in `step`.
         """
+        if not batches or len(batches) != len(meta_steps):
+            raise ValueError(f"{len(batches)} batches need as many meta-steps, and at least one, not {len(meta_steps)}")
         count, room = len(batches), max(room, len(batches))
         checked = [checks.tasks(self.network, tasks, self._count, images) for tasks in batches]
         filled = tf.nest.map_structure(lambda *arrays: np.stack(arrays), *checked, *checked[-1:] * (room - count))
@@ -304,8 +312,8 @@ class MetaLearner:
 
         Raises:
           NotFiniteError: the adapted weights are not finite.
-          ValueError: the inputs differ in shape or range from the training images; all labels are of one class; there
-            are more classes than outputs, and the model does not end in a dense layer.
+          ValueError: the inputs differ in shape from the training images or, if these are uint8, in range; all labels
+            are of one class; there are more classes than outputs, and the model does not end in a dense layer.
         """
         task = Support.of(self, x, y)
         if task.outputs not in self._adapters:
@@ -326,9 +334,24 @@ class MetaLearner:
         return self.model
 
     def state(self) -> dict[str, np.ndarray]:
-        """Returns copies, by name, of everything that training changes: phi and the state of both optimizers."""
-        return self._state.arrays()
+        """Returns copies, by name, of everything that training changes, and of the model's other weights.
+
+        Training changes phi and the state of both optimizers. The other weights are named "fixed/0", "fixed/1", ….
+        """
+        return self._state.arrays() | fixed_weights.arrays(self.model)
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Sets the learner to a result of `state`; raises ValueError if it is from another network or optimizer."""
-        self._state.restore(state)
+        """Sets the learner to a result of `state`, and the model's weights that are not trained.
+
+        Raises:
+          ValueError: names or shapes differ from those of this network and these optimizers.
+        """
+        with self.network.compiling():
+            trained = {name: value for name, value in state.items() if not fixed_weights.is_one(name)}
+            self._state.check(trained)
+            fixed_weights.restore(self.model, state)
+            self._state.restore(trained)
+
+    def __reduce__(self) -> NoReturn:
+        """Raises TypeError: compiled programs can be neither copied nor pickled."""
+        raise TypeError("a learner cannot be copied: keep state(), and restore() it into a new MetaLearner")

@@ -6,7 +6,7 @@ starts at phi and continues with every call of `adapt`; and the tasks. It return
 inner steps, and g_j the gradient at step j.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import tensorflow as tf
@@ -60,16 +60,24 @@ def _query_of(tasks: Tasks) -> np.ndarray:
     return tasks.query
 
 
-def partial_sum(terms: Collection[int]) -> MetaGradient:
+def partial_sum(terms: Iterable[int]) -> MetaGradient:
     """Returns a meta-gradient that sums the changes U_{j-1}(phi) - U_j(phi) of some steps (paper, section 6.1).
 
     With SGD as the inner optimizer it is the learning rate times the sum of the g_j.
 
     Args:
       terms: the step numbers j, from 1 to k. All of them give Reptile, k alone gives first-order MAML.
+
+    Raises:
+      ValueError: there is no step number, or one is less than 1; when called: one is more than k.
     """
+    terms = frozenset(terms)
+    if not terms or min(terms) < 1:
+        raise ValueError(f"terms must be step numbers from 1 on, not {sorted(terms)}")
 
     def meta_gradient(phi: tf.Tensor, inner: Adaptation, tasks: Tasks) -> tf.Tensor:
+        if max(terms) > (steps := tasks.minibatches.shape[1]):
+            raise ValueError(f"there is no step {max(terms)} to sum: the tasks have {steps} inner steps")
         total, before = tf.zeros_like(inner.weights), phi
         for step in range(max(terms)):
             after = inner.adapt(tasks, tasks.minibatches[:, step : step + 1])

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from reptile_tf import compare, examine, layers
+from reptile_tf.as_made import AsMade
 from reptile_tf.progress import log
 
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
@@ -49,8 +51,8 @@ class Network:
     """A Keras model as a function of a flat weight vector, for one task or for a stack of them.
 
     The model is not copied. While a call is traced, parts of the vector replace the model's trainable variables, and
-    the task's seeds replace those of its random layers. Everything else (frozen weights, moving averages, the
-    statistics of a Normalization layer) is read from the model. No call changes the model.
+    the task's seeds replace those of its random layers. Everything else (frozen weights, moving averages) is read from
+    the model. No call changes the model.
 
     Args:
       model: a built Keras model of any kind, with one input and one output.
@@ -59,6 +61,7 @@ class Network:
       stacked: vectorize over the tasks of a stack, for compilation by XLA. Otherwise a stack has one task.
 
     Attributes:
+      as_made: what the model was when this network was made.
       facts: what a call on a random batch showed about the model.
       trainable: the model's trainable variables.
       size: number of trainable weights.
@@ -90,6 +93,8 @@ class Network:
         self.is_constrained = any(self._constraints)
         with layers.ONE_AT_A_TIME:
             in_turn = compare.compare(self)
+        self.as_made = AsMade(model)
+        self._one_call = threading.RLock()  # programs of this network share variables
         if in_turn:
             log.info(
                 f"stacked: these run one task after another, because they have no vectorized form: {', '.join(in_turn)}"
@@ -249,18 +254,16 @@ class Network:
 
     @contextlib.contextmanager
     def compiling(self) -> Iterator[None]:
-        """Raises a one-line ValueError for code that TensorFlow cannot trace or XLA cannot compile (if stacked).
+        """Lets one thread at a time call compiled programs in the body of a `with` statement.
 
-        It also does so if a layer was frozen or unfrozen since: the vector of weights and compiled programs ignore it.
+        Raises:
+          ValueError: the model or an optimizer was changed since the network was made; or, in one line, TensorFlow
+            cannot trace the code, or XLA cannot compile it (if stacked).
         """
-        now = self.model.trainable_variables
-        if len(now) != len(self.trainable) or any(a is not b for a, b in zip(now, self.trainable, strict=True)):
-            raise ValueError(
-                "the model's trainable variables are no longer those that the learner was made with: make a new "
-                "learner after freezing or unfreezing layers"
-            )
+        self.as_made.check()
         try:
-            yield
+            with self._one_call:
+                yield
         except tf.errors.OperatorNotAllowedInGraphError as error:
             raise ValueError(
                 "the loss or the meta-gradient has an if or a for over a tensor, which is not known when it is "

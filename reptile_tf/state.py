@@ -49,11 +49,15 @@ class State(dict[str, tf.Variable]):
         """Returns copies of the values by name."""
         return {name: variable.numpy().copy() for name, variable in self.items()}
 
-    def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Sets the variables to a result of `arrays`; raises ValueError if names or shapes differ."""
+    def check(self, arrays: dict[str, np.ndarray]) -> None:
+        """Raises ValueError unless names and shapes are those of these variables."""
         theirs = {name: value.shape for name, value in arrays.items()}
         ours = {name: tuple(variable.shape) for name, variable in self.items()}
         if theirs != ours:
             raise ValueError(f"the state is from another network or optimizer: it has {theirs}, not {ours}")
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Sets the variables to a result of `arrays`; raises ValueError if names or shapes differ."""
+        self.check(arrays)
         for name, variable in self.items():
             variable.assign(arrays[name])

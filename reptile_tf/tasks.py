@@ -203,7 +203,12 @@ def training_tasks(
 
     Returns:
       Tasks with samples [count, way * shots, ...], uint8 [..., height, width, channel] for images.
+
+    Raises:
+      ValueError: no sample of a class would be left to train on; or there are too few classes or samples to draw.
     """
+    if not 0 <= query_shots < shots:
+        raise ValueError(f"query_shots must be from 0 to {shots - 1}, because a class has {shots} samples in a task")
     query = query or bool(query_shots)
     images, minibatches, queries, seeds = [], [], [], []
     # Image s of class c is sample c * shots + s of the pool; the last `query_shots` of each class are set aside.

@@ -115,6 +115,7 @@ def _of_learner(
 ) -> tuple["keras.Sequential", list[np.ndarray], dict[str, bytes]]:
     """Returns the exported model, its second moments, and the learner's files by name, except the reference."""
     _check_trainable(learner.model)
+    _check_loss(learner)
     model, kept = _without_idle_biases(learner.model)
     weights = [value for value, keep in zip(learner.network.unflatten(learner.phi), kept, strict=True) if keep]
     for variable, value in zip(model.trainable_variables, weights, strict=True):
@@ -176,15 +177,37 @@ def _check_trainable(model: "keras.Model") -> None:
             raise UserError(f"layer {layer.name} is frozen, which does not export: the browser adapts all weights")
 
 
+def _check_loss(learner: "MetaLearner") -> None:
+    """Raises UserError if the browser would minimize another loss, or take other steps."""
+    from reptile_tf.network import cross_entropy
+
+    if learner.network.loss is not cross_entropy:
+        raise UserError("a custom loss does not export: the browser has the sum of cross-entropies")
+    for layer in learner.model._flatten_layers():
+        for name, value in vars(layer).items():
+            if value is not None and name.endswith(("_regularizer", "_constraint")):
+                raise UserError(f"layer {layer.name} has {name}, which does not export")
+
+
 def _optimizer_of(learner: "MetaLearner", kept: list[bool]) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Returns the inner optimizer's settings and, for Adam, its second moments in the order of the exported weights."""
+    import keras
+
     kind, config = type(learner.inner_optimizer).__name__.lower(), learner.inner_optimizer.get_config()
+    rate, plain = config["learning_rate"], None
+    if kind == "sgd" and isinstance(rate, float):
+        plain = keras.optimizers.SGD(rate)
+    elif kind == "adam" and isinstance(rate, float):
+        plain = keras.optimizers.Adam(rate, beta_1=0.0, beta_2=config["beta_2"], epsilon=config["epsilon"])
+    if not plain or config != plain.get_config() | {"name": config["name"]}:
+        raise UserError(
+            "the inner optimizer does not export: only SGD and Adam with beta_1 = 0 do, with a number as learning rate "
+            "and no other setting"
+        )
     # The shortest decimal of the float32 value: 0.001, not 0.0010000000474974513.
     settings = {"name": kind, "learning_rate": float(str(np.float32(config["learning_rate"])))}
-    if kind == "sgd" and not config["momentum"]:
+    if kind == "sgd":
         return settings, []
-    if kind != "adam" or config["beta_1"] or config["amsgrad"] or config["weight_decay"]:
-        raise UserError("the inner optimizer does not export: only plain SGD and Adam with beta_1 = 0 do")
     # With beta_1 = 0 the first moment is the current gradient, so it is not exported.
     iterations, _, second = learner.inner_state
     moments = [m.numpy() for m, keep in zip(learner.network.unflatten(second), kept, strict=True) if keep]

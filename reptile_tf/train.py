@@ -85,7 +85,8 @@ def meta_train(
       The trained learner, whose `model` is the model passed in.
 
     Raises:
-      ValueError: `classes` is of another type, or the sampler returns something other than `Tasks`.
+      ValueError: `classes` is of another type, the sampler returns something other than `Tasks`, or `held_out` has
+        images of another range or scale.
       UserError: there are too few classes or images; the model does not fit the images or ways; the folder cannot be
         used, or holds a run with other settings, classes or loss; a value is not finite; another worker has stopped.
       Interrupted: SIGINT or SIGTERM arrived, here or on another worker. The folder and the model hold the progress.
@@ -111,6 +112,7 @@ def meta_train(
     else:
         sampler = classes
     if held_out is not None:
+        checks.prepared_alike(learner.origin, learner.scale, held_out)
         held_out = tasks.with_enough(held_out, settings.classes, settings.shots + 1, "validation")
     for part in split.values():
         if same := part.without_variety():
@@ -183,7 +185,7 @@ def _train(
         drawn = sampler(iteration=iteration, first=first, count=max(count, 1))
         if not isinstance(drawn, Tasks):
             raise ValueError(f"the function that draws tasks must return rt.tasks.Tasks, not {type(drawn).__name__}")
-        return drawn
+        return tf.nest.map_structure(np.array, drawn)  # copies: a sampler may fill the same arrays again
 
     every = settings.eval_interval if validate or callback else settings.meta_iters
     alone = [1] if cluster.count > 1 else []  # workers can only exchange between compiled calls

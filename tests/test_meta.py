@@ -476,24 +476,6 @@ def test_a_learning_rate_that_is_changed_holds_from_then_on(float64, small_model
         np.testing.assert_array_equal(value, expected.state()[name], err_msg=name)
 
 
-def test_a_layer_that_is_frozen_later_is_refused(small_model, glyphs):
-    one = learner(small_model(), keras.optimizers.SGD(0.1))
-    batch = tasks.training_tasks(glyphs, iteration=0, **TRAINING)
-    evaluation = tasks.evaluation_tasks(glyphs, way=3, shots=2, batch=4, steps=2, seed=0, count=2)
-    one.step(batch, 0.5)
-    one.model.layers[0].trainable = False
-    for use in (
-        lambda: one.step(batch, 0.5),
-        lambda: one.meta_gradients(batch),
-        lambda: Evaluator(one, at_most=2).logits(evaluation),
-        lambda: one.adapt(evaluation.support.x[0], evaluation.support.y[0]),
-    ):
-        with pytest.raises(ValueError, match="make a new learner after freezing or unfreezing layers"):
-            use()
-    one.model.layers[0].trainable = True
-    one.step(batch, 0.5)
-
-
 @pytest.mark.parametrize(
     ("name", "value"), [("weight_decay", 0.5), ("meta_gradient", foml), ("meta_batch", 1), ("phi", 0.0)]
 )

@@ -134,8 +134,15 @@ class ImageClasses:
         return [self.names[index] for index in upright if alike(index)]
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "ImageClasses":
-        """Returns the classes at `indices` (int [class]), in that order. The images are shared, not copied."""
-        indices = np.asarray(indices, np.int64)
+        """Returns the classes at `indices` (int [class]), in that order. The images are shared, not copied.
+
+        Raises:
+          ValueError: the indices are not integers.
+        """
+        indices = np.asarray(indices)
+        if indices.ndim != 1 or (indices.dtype.kind not in "iu" and indices.size):
+            raise ValueError(f"indices must be integers [class], not {indices.dtype} {list(indices.shape)}")
+        indices = indices.astype(np.int64)
         names = tuple(self.names[i] for i in indices)
         turns = tuple(self.turns[i] for i in indices) if self.turns else ()
         return dataclasses.replace(
@@ -146,8 +153,10 @@ class ImageClasses:
         """Shuffles the classes by `seed` and splits them: `n_train` of them, and the rest.
 
         Raises:
-          ValueError: there are not more than `n_train` classes.
+          ValueError: there are not more than `n_train` classes, or some are rotations of others.
         """
+        if any(self.turns):
+            raise ValueError("a class and its rotations would be in both parts: split first, then add rotations")
         if not 0 < n_train < len(self):
             raise ValueError(f"n_train must be from 1 to {len(self) - 1} here, not {n_train}")
         order = np.random.Generator(np.random.Philox(seed)).permutation(len(self))
