@@ -4,18 +4,21 @@ A compiled program keeps what Python attributes held when it was traced, and som
 After a change, training, adaptation and evaluation would differ from each other, so every change is refused.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 
 from reptile_tf import layers
 
+_EXCLUDED = ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern")  # each call replaces both
+
 
 class AsMade:
     """What a model and optimizers were when a learner was made of them.
 
-    Noted are which layers and trainable variables the model has, which layers are frozen, and the attributes of Keras's
-    own layers and optimizers. Those of a user's own layer are not, because its calls may change them.
+    Noted are the model's layers, which of them and of its variables are frozen, and the attributes of Keras's own
+    layers and optimizers. Those of a user's own layer are not, because its calls may change them.
 
     Args:
       model: a built Keras model.
@@ -23,14 +26,23 @@ class AsMade:
 
     def __init__(self, model: keras.Model):
         self._model = model
-        self._variables = list(model.trainable_variables)
         self._layers = list(model._flatten_layers())
-        self._attributes = [_attributes(layer) for layer in self._layers]
-        self._optimizers: list[tuple[str, keras.Optimizer, dict[str, Any]]] = []
+        self._variables = [(variable, variable.trainable) for variable in model.variables]
+        # What has attributes, its attributes, and their values then.
+        self._noted: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+        for layer in self._layers:
+            own = isinstance(layer, keras.Model) or not type(layer).__module__.startswith("keras.")
+            public = [] if own else [name for name in vars(layer) if not name.startswith("_") and name != "name"]
+            self._note(f"layer {layer.name}", layer, ["_trainable", *public])
 
     def add(self, optimizer: keras.Optimizer, which: str) -> None:
         """Notes the settings of an optimizer; `which` names it in messages: inner or outer."""
-        self._optimizers.append((which, optimizer, _settings(optimizer)))
+        # A number that is assigned as learning rate leaves the same variable there.
+        settings = [name for name in optimizer.get_config() if name in vars(optimizer) and name != "name"]
+        self._note(f"the {which} optimizer", optimizer, [*settings, "_learning_rate", *_EXCLUDED])
+
+    def _note(self, what: str, one: object, names: Iterable[str]) -> None:
+        self._noted.append((what, vars(one), {name: vars(one).get(name) for name in names}))
 
     def check(self) -> None:
         """Raises ValueError if anything noted has been changed; the message says what."""
@@ -41,43 +53,13 @@ class AsMade:
 
     def _changed(self) -> str:
         now = list(self._model._flatten_layers())
-        if not _same(now, self._layers):
+        if len(now) != len(self._layers) or any(a is not b for a, b in zip(now, self._layers, strict=True)):
             return "the model's layers have"
-        for layer, before in zip(now, self._attributes, strict=True):
-            after = _attributes(layer)
-            for name in before.keys() | after.keys():
-                if before.get(name) is not after.get(name):
-                    return f"{name} of layer {layer.name} has"
-        if not _same(self._model.trainable_variables, self._variables):
-            return "the model's trainable variables have"
-        for which, optimizer, before in self._optimizers:
-            after = _settings(optimizer)
-            if wrong := [name for name in after if before[name] != after[name]]:
-                return f"{wrong[0]} of the {which} optimizer has"
+        for what, attributes, before in self._noted:
+            for name, value in before.items():
+                if attributes.get(name) is not value:
+                    return f"{name.strip('_')} of {what} has"
+        for variable, trainable in self._variables:
+            if variable.trainable is not trainable:
+                return f"trainable of {variable.path} has"
         return ""
-
-
-def _same(some: list, others: list) -> bool:
-    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
-
-
-def _attributes(layer: keras.Layer) -> dict[str, Any]:
-    """Returns whether a layer is trainable and, of a layer of Keras's own, its public attributes."""
-    if isinstance(layer, keras.Model) or not type(layer).__module__.startswith("keras."):
-        return {"trainable": layer.trainable}
-    public = {name: value for name, value in vars(layer).items() if not name.startswith("_") and name != "name"}
-    return public | {"trainable": layer.trainable}
-
-
-def _settings(optimizer: keras.Optimizer) -> dict[str, Any]:
-    """Returns an optimizer's settings by name; of its learning rate, only whether it is a number or which schedule."""
-    rate = optimizer._learning_rate
-    excluded = (
-        getattr(optimizer, "_exclude_from_weight_decay", ()),
-        getattr(optimizer, "_exclude_from_weight_decay_pattern", None),
-    )
-    return optimizer.get_config() | {
-        "name": "",
-        "learning_rate": None if isinstance(rate, keras.Variable) else id(rate),
-        "exclude_from_weight_decay": (frozenset(excluded[0]), excluded[1]),
-    }

@@ -45,7 +45,7 @@ CHANGES = {
     "rate of layer": lambda one: setattr(one.model.layers[2], "rate", 0.9),
     "mean of layer|variance of layer": lambda one: one.model.layers[0].adapt(5 + 9 * X),
     "the model's layers": lambda one: one.model.add(L.Softmax()),
-    "trainable variables": lambda one: setattr(one.model.layers[-1].bias, "trainable", False),
+    "trainable of sequential.*bias": lambda one: setattr(one.model.layers[-1].bias, "trainable", False),
     "clipvalue of the inner": lambda one: setattr(one.inner_optimizer, "clipvalue", 1e-3),
     "beta_1 of the outer": lambda one: setattr(one.outer_optimizer, "beta_1", 0.5),
     "exclude_from_weight_decay of the inner": lambda one: one.inner_optimizer.exclude_from_weight_decay(
