@@ -34,10 +34,12 @@ def load(path: str | pathlib.Path, model: keras.Model | None = None, loss: Loss 
     """
     folder = RunFolder(path)
     config = folder.config()
-    checkpoint = _newest(folder)
     try:
         settings = None if "learner" in config else configuration.settings_of(config)
         model = configuration.network_of(config, model)
+        checkpoint = folder.load()
+        if checkpoint is None:
+            raise UserError("no checkpoint yet: train first")
         _set_fixed(model, checkpoint)
         if settings is None:
             learner = _saved(config["learner"], model, configuration.scale_of(config))
@@ -116,19 +118,14 @@ def restore_from(folder: RunFolder, learner: MetaLearner) -> Checkpoint | None:
       UserError: there is no checkpoint, or it does not fit the learner.
     """
     workers = learner.cluster
-    checkpoint = _newest(folder) if workers.is_chief else None
+    checkpoint = folder.load() if workers.is_chief else None
+    if checkpoint is None and workers.is_chief:
+        raise UserError(f"no checkpoint in {folder.path} yet: train first")
     if checkpoint:
         restore(learner, checkpoint)
     if workers.count > 1:
         take_from_chief(learner, 0)
     learner.update_model()
-    return checkpoint
-
-
-def _newest(folder: RunFolder) -> Checkpoint:
-    checkpoint = folder.load()
-    if checkpoint is None:
-        raise UserError(f"no checkpoint in {folder.path} yet: train first")
     return checkpoint
 
 

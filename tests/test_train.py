@@ -376,8 +376,13 @@ def test_a_checkpoint_holds_the_moments_of_both_optimizers(small_model, tmp_path
     one, other = (learners.make_learner(small_model(), settings, 1.0) for _ in range(2))
     rng = np.random.default_rng(0)
     state = {name: rng.uniform(1, 9, value.shape).astype(value.dtype) for name, value in one.state().items()}
-    # Each Adam has its number of steps and both moments.
-    assert list(state) == ["phi", *(f"inner/{i}" for i in range(3)), *(f"outer/{i}" for i in range(3))]
+    # Each Adam has its number of steps and both moments; the batch norm its moving averages.
+    assert list(state) == [
+        "phi",
+        *(f"{name}/{i}" for name in ("inner", "outer") for i in range(3)),
+        "fixed/0",
+        "fixed/1",
+    ]
     one.restore(state)
     folder = RunFolder(tmp_path)
     folder.save(Checkpoint(1, 1.0, one.state(), np.zeros([0, 3])))
