@@ -102,8 +102,8 @@ class Adapter:
         seeds = seed_of(rng)[np.newaxis] if self.network.facts.random else ()
         task = checks.tasks(self.network, Tasks(x[np.newaxis], y[np.newaxis], dealt[np.newaxis], seed=seeds))
         x = x.astype(self.network.raw_dtype.as_numpy_dtype)
-        start = heads.start(self._learner, self.network)
         with self.compiling():
+            start = heads.start(self._learner, self.network)
             weights = self._program(task)(task._replace(x=x[np.newaxis]), *start)[0].numpy()
         if not np.isfinite(weights).all():
             raise NotFiniteError(["adapted weights"])
