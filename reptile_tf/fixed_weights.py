@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
+from reptile_tf.state import array_of
+
 PREFIX = "fixed/"
 
 
@@ -18,7 +20,7 @@ def is_one(name: str) -> bool:
 
 def arrays(model: keras.Model) -> dict[str, np.ndarray]:
     """Returns copies by name: "fixed/0", "fixed/1", …, in the model's order."""
-    return {f"{PREFIX}{i}": weight.numpy().copy() for i, weight in enumerate(model.non_trainable_weights)}
+    return {f"{PREFIX}{i}": array_of(weight) for i, weight in enumerate(model.non_trainable_weights)}
 
 
 def assign(model: keras.Model, state: Mapping[str, np.ndarray]) -> None:
@@ -45,7 +47,7 @@ def restore(model: keras.Model, state: Mapping[str, np.ndarray]) -> None:
         for weight in layer.weights
     }
     for weight, value in weights:
-        if id(weight) in constant and not np.array_equal(weight.numpy(), value):
+        if id(weight) in constant and not np.array_equal(array_of(weight), value):
             raise ValueError(f"layer {constant[id(weight)]} was adapted to other data: adapt it to the same, or load()")
     for weight, value in weights:
         weight.assign(value)

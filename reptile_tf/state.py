@@ -1,6 +1,7 @@
 """The variables that training changes, by name."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +19,12 @@ class NotFiniteError(ArithmeticError):
         super().__init__(", ".join(where))
         self.where = where
         self.done = done
+
+
+def array_of(variable: Any) -> np.ndarray:
+    """Returns a copy of a variable's value; of bfloat16, which .npz files cannot hold, as float32."""
+    value = variable.numpy()
+    return value.astype(np.float32) if value.dtype.kind == "V" else value.copy()
 
 
 class State(dict[str, tf.Variable]):
@@ -47,7 +54,7 @@ class State(dict[str, tf.Variable]):
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns copies of the values by name."""
-        return {name: variable.numpy().copy() for name, variable in self.items()}
+        return {name: array_of(variable) for name, variable in self.items()}
 
     def check(self, arrays: dict[str, np.ndarray]) -> None:
         """Raises ValueError unless names and shapes are those of these variables."""
@@ -60,4 +67,4 @@ class State(dict[str, tf.Variable]):
         """Sets the variables to a result of `arrays`; raises ValueError if names or shapes differ."""
         self.check(arrays)
         for name, variable in self.items():
-            variable.assign(arrays[name])
+            variable.assign(tf.cast(arrays[name], variable.dtype))

@@ -153,7 +153,15 @@ def averaged():
     return model
 
 
-MODELS = {"frozen": frozen, "normalized": normalized, "averaged": averaged}
+def half():
+    """All weights are bfloat16."""
+    keras.utils.set_random_seed(0)
+    dense = [L.Dense(units, dtype="bfloat16") for units in (4, 3)]
+    dense[0].trainable = False
+    return keras.Sequential([L.Input((4,)), *dense])
+
+
+MODELS = {"frozen": frozen, "normalized": normalized, "averaged": averaged, "half": half}
 
 
 @pytest.mark.parametrize("make", MODELS)
