@@ -102,7 +102,8 @@ class Adapter:
         seeds = seed_of(rng)[np.newaxis] if self.network.facts.random else ()
         task = checks.tasks(self.network, Tasks(x[np.newaxis], y[np.newaxis], dealt[np.newaxis], seed=seeds))
         x = x.astype(self.network.raw_dtype.as_numpy_dtype)
-        with self.compiling():
+        with self.running():
+            self._copy_frozen()
             start = heads.start(self._learner, self.network)
             weights = self._program(task)(task._replace(x=x[np.newaxis]), *start)[0].numpy()
         if not np.isfinite(weights).all():
@@ -110,16 +111,17 @@ class Adapter:
         return Adapted(self, weights, x, support.labels, self._learner.origin)
 
     @contextlib.contextmanager
-    def compiling(self) -> Iterator[None]:
-        """Does the same as `Network.compiling`, and gives a copy of the model the learner's frozen weights of now."""
-        model = self._learner.model
-        with self._learner.network.compiling(), self.network.compiling():
-            if self.network.model is not model:
-                for ours, theirs in zip(
-                    self.network.model.non_trainable_weights, model.non_trainable_weights, strict=True
-                ):
-                    ours.assign(theirs)
+    def running(self) -> Iterator[None]:
+        """Does what `Network.compiling` does, for the learner's network too: the body runs a program of either."""
+        with self._learner.network.unchanged(), self.network.compiling():
             yield
+
+    def _copy_frozen(self) -> None:
+        """Copies the learner's present frozen weights into a model of its own, if it has one."""
+        ours, theirs = self.network.model, self._learner.model
+        if ours is not theirs:
+            for copied, weight in zip(ours.non_trainable_weights, theirs.non_trainable_weights, strict=True):
+                copied.assign(weight)
 
     def _program(self, task: Tasks) -> tf.types.experimental.PolymorphicFunction:
         """Returns the program that adapts from a result of `heads.start`, compiled for targets of this kind."""
@@ -190,7 +192,7 @@ class Adapted:
         x = x.astype(network.raw_dtype.as_numpy_dtype)
         stacks = (array[np.newaxis] for array in (self.weights, self._support_x, x))
         used = None if self.labels is None else len(self.labels)
-        with self._adapter.compiling():
+        with self._adapter.running():
             return Predictions(*(outputs[0].numpy()[..., :used] for outputs in self._adapter.predictions(*stacks)))
 
     def predict(self, x: np.ndarray, *, transductive: bool = False) -> np.ndarray:
@@ -214,10 +216,11 @@ class Adapted:
         learner's model does not end in a dense layer, unused outputs may follow those of `labels`.
         """
         network = self._adapter.network
-        model = _copy(network)
-        for variable, value in zip(model.trainable_variables, network.unflatten(self.weights), strict=True):
-            variable.assign(value)
-        _set_moving_averages(model, network, network.scaled(tf.constant(self._support_x)))
+        with self._adapter.running():
+            model = _copy(network)
+            for variable, value in zip(model.trainable_variables, network.unflatten(self.weights), strict=True):
+                variable.assign(value)
+            _set_moving_averages(model, network, network.scaled(tf.constant(self._support_x)))
         if self.labels is not None and len(self.labels) < network.facts.output_shape[-1]:
             with contextlib.suppress(ValueError):  # no dense layer at its end
                 model = heads.resized(model, len(self.labels))
@@ -265,7 +268,8 @@ def _copy(network: Network) -> keras.Model:
         for copied, variable in zip(other.variables, model.variables, strict=True):
             copied.assign(variable)  # includes seeds of random layers
         x = random_batch(model, network.facts.input_shape)
-        same_outputs = same(PlainCall(other, x).outputs, PlainCall(model, x).outputs, 1e-5)
+        with layers.ONE_AT_A_TIME:
+            same_outputs = same(PlainCall(other, x).outputs, PlainCall(model, x).outputs, 1e-5)
     except Exception:  # a user's layer, one without get_config for example, may raise anything
         return _WithOwnWeights(model)
     return other if same_outputs else _WithOwnWeights(model)

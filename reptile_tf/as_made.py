@@ -13,6 +13,8 @@ from reptile_tf import layers
 
 _EXCLUDED = ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern")  # each call replaces both
 
+_PLAIN = (bool, int, float, str)
+
 
 class AsMade:
     """What a model and optimizers were when a learner was made of them.
@@ -31,8 +33,8 @@ class AsMade:
         # What has attributes, its attributes, and their values then.
         self._noted: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
         for layer in self._layers:
-            own = isinstance(layer, keras.Model) or not type(layer).__module__.startswith("keras.")
-            public = [] if own else [name for name in vars(layer) if not name.startswith("_") and name != "name"]
+            stock = type(layer).__module__.startswith("keras.") and not isinstance(layer, keras.Model)
+            public = [name for name in vars(layer) if not name.startswith("_") and name != "name"] if stock else []
             self._note(f"layer {layer.name}", layer, ["_trainable", *public])
 
     def add(self, optimizer: keras.Optimizer, which: str) -> None:
@@ -57,7 +59,8 @@ class AsMade:
             return "the model's layers have"
         for what, attributes, before in self._noted:
             for name, value in before.items():
-                if attributes.get(name) is not value:
+                after = attributes.get(name)
+                if after is not value and not (type(value) in _PLAIN and after == value):
                     return f"{name.strip('_')} of {what} has"
         for variable, trainable in self._variables:
             if variable.trainable is not trainable:

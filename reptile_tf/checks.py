@@ -10,7 +10,7 @@ from reptile_tf.data.image_classes import ImageClasses, check_dtype
 from reptile_tf.errors import UserError
 from reptile_tf.examine import in_one_line
 from reptile_tf.network import Network, cross_entropy
-from reptile_tf.origin import Origin
+from reptile_tf.origin import MOST_CLASSES, Origin
 from reptile_tf.tasks import Tasks
 
 # Stock optimizers that update each weight independently, so that a flat vector of all weights gives the same result.
@@ -89,8 +89,8 @@ def tasks(network: Network, given: Tasks, count: int | None = None, images: tf.T
 
     Raises:
       ValueError: the inputs are not real numbers, or do not have the model's input shape; the numbers of targets and
-        inputs differ; the network has no output for a label; a minibatch index is out of range; or there are random
-        layers, but no seeds.
+        inputs, or of tasks and their minibatches, differ; the network has no output for a label; a minibatch index is
+        out of range; or there are random layers, but no seeds.
     """
     if count not in (None, len(given.x)):
         raise ValueError(f"{count} tasks run side by side, so give {count}, not {len(given.x)}")
@@ -103,11 +103,12 @@ def tasks(network: Network, given: Tasks, count: int | None = None, images: tf.T
     inputs(network, given.x.shape[2:] if images is None else images.shape[1:])
     if np.shape(given.y)[:2] != given.x.shape[:2]:
         raise ValueError(f"{given.x.shape[1]} inputs need as many labels, not {list(np.shape(given.y)[1:])}")
-    for dealt in (given.minibatches, *([] if isinstance(given.query, tuple) else [given.query])):
+    indices = {"minibatches": given.minibatches} | ({} if isinstance(given.query, tuple) else {"query": given.query})
+    for what, dealt in indices.items():
         if np.ndim(dealt) != 3 or len(dealt) != len(given.x):
-            raise ValueError(f"minibatches must be indices [{len(given.x)} tasks, step, sample], not {np.shape(dealt)}")
+            raise ValueError(f"{what} must be indices [{len(given.x)} tasks, step, sample], not {np.shape(dealt)}")
         if dealt.size and not 0 <= dealt.min() <= dealt.max() < given.x.shape[1]:
-            raise ValueError(f"minibatches must index {given.x.shape[1]} samples, not {dealt.min()} to {dealt.max()}")
+            raise ValueError(f"{what} must index {given.x.shape[1]} samples, not {dealt.min()} to {dealt.max()}")
     if network.facts.random:
         seed = np.asarray(given.seed)
         if seed.shape != (len(given.x), 2) or seed.dtype.kind not in "iu":
@@ -118,15 +119,18 @@ def tasks(network: Network, given: Tasks, count: int | None = None, images: tf.T
 def prepared_alike(origin: Origin, scale: float, classes: ImageClasses) -> None:
     """Raises ValueError if classes have another range or scale than those that a learner was trained on.
 
-    A scale of 1 says nothing: samples may be without one where the learner was given its own.
+    Samples with a scale of 1 are accepted, because the learner's own scale applies to them. Of many classes it examines
+    the first image of some.
     """
     if classes.scale not in (1, scale):
         raise ValueError(
             f"these samples are to be multiplied by {classes.scale:g}, but those trained on by {scale:g}: prepare both "
-            "alike"
+            "alike, or give the learner's scale by dataclasses.replace"
         )
-    if len(classes):
-        origin.check(classes.images[classes.starts])
+    if origin.white is not None:
+        some = range(0, len(classes), -(-len(classes) // MOST_CLASSES) or 1)
+        images = [image for index in some for image in classes.of_class(index, slice(1))]
+        origin.check(np.array([[image.min(), image.max()] for image in images]))
 
 
 def inputs(network: Network, shape: Sequence[int]) -> None:

@@ -148,6 +148,7 @@ class Evaluator:
 
     def _run_at_once(self, count: int) -> None:
         learner, self._at_once = self._learner, count
+        learner.network.as_made.check()  # the inner loop copies the optimizer
         self._inner = InnerLoop(learner.network, learner.inner_optimizer, count, weight_decay=learner.weight_decay)
         self._compiled = tf.function(self._logits, autograph=False, jit_compile=learner.network.stacked)
 

@@ -1,9 +1,10 @@
 """The weights of a model that training does not change: of frozen layers, moving averages, statistics of inputs.
 
-Folders keep them, because a model that is built again has other ones. States of random generators are not weights.
+Folders keep them, because rebuilding the model would initialize them anew. States of random generators are not weights.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,44 +21,57 @@ def is_one(name: str) -> bool:
 
 def arrays(model: keras.Model) -> dict[str, np.ndarray]:
     """Returns copies by name: "fixed/0", "fixed/1", …, in the model's order."""
-    return {f"{PREFIX}{i}": array_of(weight) for i, weight in enumerate(model.non_trainable_weights)}
+    return {name: array_of(weight) for name, weight in _weights(model).items()}
 
 
-def assign(model: keras.Model, state: Mapping[str, np.ndarray]) -> None:
+def assign(model: keras.Model, state: Mapping[str, np.ndarray]) -> bool:
     """Sets a model's weights to those in a learner's state, before a learner is made of it.
+
+    Returns:
+      Whether the statistics of a Normalization layer have changed, which are constants in compiled programs.
 
     Raises:
       ValueError: the state is from a model with other weights.
     """
-    weights = _given(model, state)
-    for weight, value in weights:
+    pairs, changed = _pairs(model, state), _other_statistics(model, state)
+    for weight, value in pairs:
         weight.assign(value)
-    for layer in model._flatten_layers() if weights else ():
-        if hasattr(layer, "finalize_state"):  # a Normalization computes with constants made of its weights
-            layer.finalize_state()
+    for layer in changed:
+        layer.finalize_state()
+    return bool(changed)
 
 
 def restore(model: keras.Model, state: Mapping[str, np.ndarray]) -> None:
-    """Does the same for the model of a learner; raises ValueError also if compiled programs would not follow."""
-    weights = _given(model, state)
-    constant = {
-        id(weight): layer.name
-        for layer in model._flatten_layers()
-        if hasattr(layer, "finalize_state")
-        for weight in layer.weights
-    }
-    for weight, value in weights:
-        if id(weight) in constant and not np.array_equal(array_of(weight), value):
-            raise ValueError(f"layer {constant[id(weight)]} was adapted to other data: adapt it to the same, or load()")
-    for weight, value in weights:
+    """Sets the weights of a learner's model; raises ValueError as `assign` does, or if statistics differ."""
+    pairs = _pairs(model, state)
+    if changed := _other_statistics(model, state):
+        raise ValueError(
+            f"layer {changed[0].name} was adapted to other data, or in other batches: adapt it in the same way before "
+            "the learner is made"
+        )
+    for weight, value in pairs:
         weight.assign(value)
 
 
-def _given(model: keras.Model, state: Mapping[str, np.ndarray]) -> list[tuple[keras.Variable, np.ndarray]]:
-    """Returns pairs of the model's weights and their values; none if the state, of an earlier version, has none."""
-    values = {name: value for name, value in state.items() if is_one(name)}
-    weights = {f"{PREFIX}{i}": weight for i, weight in enumerate(model.non_trainable_weights)}
-    theirs, ours = ({name: tuple(one.shape) for name, one in of.items()} for of in (values, weights))
+def _weights(model: keras.Model) -> dict[str, keras.Variable]:
+    return {f"{PREFIX}{i}": weight for i, weight in enumerate(model.non_trainable_weights)}
+
+
+def _pairs(model: keras.Model, state: Mapping[str, np.ndarray]) -> list[tuple[keras.Variable, np.ndarray]]:
+    """Returns the model's weights, each with its value; none if the state, of an earlier version, has none."""
+    weights, values = _weights(model), {name: value for name, value in state.items() if is_one(name)}
+    ours, theirs = _shapes(weights), _shapes(values)
     if values and theirs != ours:
         raise ValueError(f"the state is from a model with other frozen weights: it has {theirs}, not {ours}")
     return [(weights[name], value) for name, value in values.items()]
+
+
+def _shapes(items: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(item.shape) for name, item in items.items()}
+
+
+def _other_statistics(model: keras.Model, state: Mapping[str, np.ndarray]) -> list[keras.layers.Normalization]:
+    """Returns the Normalization layers whose weights differ from those in the state."""
+    differing = {id(w) for w, value in _pairs(model, state) if not np.array_equal(array_of(w), value)}
+    normalizations = [one for one in model._flatten_layers() if isinstance(one, keras.layers.Normalization)]
+    return [layer for layer in normalizations if any(id(weight) in differing for weight in layer.weights)]

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from reptile_tf import layers
 from reptile_tf.examine import PlainCall, in_one_line, random_batch, same
 from reptile_tf.inner_loop import copy_of, excluded_from_decay
 from reptile_tf.network import Network
@@ -31,14 +32,15 @@ def with_outputs(learner: "MetaLearner", outputs: int) -> "MetaLearner":
       outputs: number of classes to distinguish.
 
     Returns:
-      The given learner if it has enough outputs. Otherwise a new one with a model of its own and a fresh outer
-      optimizer.
+      The given learner if it has enough outputs. Otherwise a new one with a model of its own, a fresh outer optimizer
+      and, if variables are excluded from weight decay, a copy of the inner optimizer.
 
     Raises:
       ValueError: more outputs are needed, and the model does not end in a dense layer that is trained.
     """
     if outputs <= learner.network.facts.output_shape[-1]:
         return learner
+    learner.network.as_made.check()
     model = resized(learner.model, outputs)
     wider = type(learner)(
         model,
@@ -113,7 +115,8 @@ def resized(model: keras.Model, outputs: int) -> keras.Model:
             copied.assign(_columns(variable.numpy(), outputs) if of_head else variable)
         x = random_batch(model, tuple(model.input_shape[1:]))
         kept = min(outputs, head.units)
-        ours, theirs = (PlainCall(one, x).outputs[..., :kept] for one in (other, model))
+        with layers.ONE_AT_A_TIME:
+            ours, theirs = (PlainCall(one, x).outputs[..., :kept] for one in (other, model))
     except Exception as error:  # a user's layer, one without get_config for example, may raise anything
         raise ValueError(
             f"Keras cannot rebuild the network for {outputs} classes ({in_one_line(error)}): use at most "

@@ -40,7 +40,7 @@ def load(path: str | pathlib.Path, model: keras.Model | None = None, loss: Loss 
         checkpoint = folder.load()
         if checkpoint is None:
             raise UserError("no checkpoint yet: train first")
-        _set_fixed(model, checkpoint)
+        set_fixed(model, checkpoint)
         if settings is None:
             learner = _saved(config["learner"], model, configuration.scale_of(config))
         else:
@@ -129,10 +129,17 @@ def restore_from(folder: RunFolder, learner: MetaLearner) -> Checkpoint | None:
     return checkpoint
 
 
-def _set_fixed(model: keras.Model, checkpoint: Checkpoint) -> None:
-    """Sets the weights of a model that are not trained, before a learner is made of it; errors as in `restore`."""
+def set_fixed(model: keras.Model, checkpoint: Checkpoint) -> bool:
+    """Sets the weights of a model that are not trained, before a learner is made of it.
+
+    Returns:
+      Whether a learner that was made before computes with other constants now: the statistics of a Normalization.
+
+    Raises:
+      UserError: the checkpoint is from a model with other weights.
+    """
     try:
-        fixed_weights.assign(model, checkpoint.state)
+        return fixed_weights.assign(model, checkpoint.state)
     except ValueError as error:
         raise UserError(f"the checkpoint does not fit: {error}") from error
 
@@ -180,8 +187,15 @@ def restore(learner: MetaLearner, checkpoint: Checkpoint) -> None:
 
 
 def take_from_chief(learner: MetaLearner, iteration: int) -> int:
-    """Copies the state of the chief's learner to all workers, and returns the chief's `iteration`."""
+    """Copies the state of the chief's learner to all workers, and returns the chief's `iteration`.
+
+    Raises:
+      UserError: this worker's model has other statistics in a Normalization layer; or another worker has stopped.
+    """
     state = learner.state()
     chiefs, *values = learner.cluster.from_chief([np.array(iteration), *state.values()])
-    learner.restore(dict(zip(state, values, strict=True)))
+    try:
+        learner.restore(dict(zip(state, values, strict=True)))
+    except ValueError as error:
+        raise UserError(f"this worker's model differs from the chief's: {error}") from error
     return int(chiefs)

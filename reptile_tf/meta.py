@@ -42,8 +42,9 @@ class MetaLearner:
 
     Args:
       model: a built Keras model with one input and one output. Its weights are the initial phi; `update_model` writes
-        the learned phi back. Non-trainable variables never change, and every step reads them from the model. Other
-        changes of the model or of an optimizer are refused from then on: layers, frozen or not, and settings.
+        the learned phi back. Non-trainable variables never change, and every step reads them from the model. Once the
+        learner is made, it refuses to run if layers were added, frozen or unfrozen, or if a setting of a layer or an
+        optimizer was changed.
       inner_optimizer: elementwise stock Keras optimizer of the inner loop. Training never resets its moments: they
         carry over from task to task. The paper uses Adam with beta_1 = 0. A number assigned to its
         learning rate later holds from the next step on.
@@ -124,8 +125,8 @@ class MetaLearner:
         self._is_made = True
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Raises AttributeError for what the compiled programs would not follow: every attribute but `origin`."""
-        if self._is_made and name != "origin":
+        """Raises AttributeError for what compiled programs would not follow: its attributes, except `origin`."""
+        if self._is_made and name in vars(self) and name != "origin":
             raise AttributeError(f"{name} cannot be changed once the learner is made: make a new MetaLearner")
         super().__setattr__(name, value)
 
@@ -146,7 +147,8 @@ class MetaLearner:
 
         Raises:
           NotFiniteError: the meta-gradient, a weight or a moment is not finite. The learner is left unchanged.
-          ValueError: the inputs do not have the model's input shape, or the model has no output for a label.
+          ValueError: the inputs do not have the model's input shape, the model has no output for a label, or the model
+            or an optimizer was changed since the learner was made.
           UserError: another worker has stopped.
         """
         return self.steps([tasks], [meta_step])
@@ -313,24 +315,27 @@ class MetaLearner:
         Raises:
           NotFiniteError: the adapted weights are not finite.
           ValueError: the inputs differ in shape from the training images or, if these are uint8, in range; all labels
-            are of one class; there are more classes than outputs, and the model does not end in a dense layer.
+            are of one class; there are more classes than outputs, and the model does not end in a dense layer; or the
+            model or an optimizer was changed since the learner was made.
         """
         task = Support.of(self, x, y)
-        if task.outputs not in self._adapters:
-            self._adapters[task.outputs] = Adapter(self, task.outputs)
         origin = self.origin
-        return self._adapters[task.outputs].adapt(
-            task,
-            origin.steps if steps is None else steps,
-            origin.batch if batch is None else batch,
-            origin.replacement if replacement is None else replacement,
-            seed,
-        )
+        with self.network.unchanged():
+            if task.outputs not in self._adapters:
+                self._adapters[task.outputs] = Adapter(self, task.outputs)
+            return self._adapters[task.outputs].adapt(
+                task,
+                origin.steps if steps is None else steps,
+                origin.batch if batch is None else batch,
+                origin.replacement if replacement is None else replacement,
+                seed,
+            )
 
     def update_model(self) -> keras.Model:
         """Writes phi into the model's weights and returns the model."""
-        for variable, value in zip(self.network.trainable, self.network.unflatten(self.phi), strict=True):
-            variable.assign(value)
+        with self.network.lock:
+            for variable, value in zip(self.network.trainable, self.network.unflatten(self.phi), strict=True):
+                variable.assign(value)
         return self.model
 
     def state(self) -> dict[str, np.ndarray]:
@@ -338,13 +343,15 @@ class MetaLearner:
 
         Training changes phi and the state of both optimizers. The other weights are named "fixed/0", "fixed/1", ….
         """
-        return self._state.arrays() | fixed_weights.arrays(self.model)
+        with self.network.lock:
+            return self._state.arrays() | fixed_weights.arrays(self.model)
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Sets the learner to a result of `state`, and the model's weights that are not trained.
 
         Raises:
-          ValueError: names or shapes differ from those of this network and these optimizers.
+          ValueError: names or shapes differ from those of this network and these optimizers; the statistics of a
+            Normalization layer differ; or the model or an optimizer was changed since the learner was made.
         """
         with self.network.compiling():
             trained = {name: value for name, value in state.items() if not fixed_weights.is_one(name)}

@@ -62,6 +62,7 @@ class Network:
 
     Attributes:
       as_made: what the model was when this network was made.
+      lock: held by the one thread that may run a compiled program, because programs share variables.
       facts: what a call on a random batch showed about the model.
       trainable: the model's trainable variables.
       size: number of trainable weights.
@@ -93,8 +94,8 @@ class Network:
         self.is_constrained = any(self._constraints)
         with layers.ONE_AT_A_TIME:
             in_turn = compare.compare(self)
-        self.as_made = AsMade(model)
-        self._one_call = threading.RLock()  # programs of this network share variables
+            self.as_made = AsMade(model)
+        self.lock = threading.RLock()
         if in_turn:
             log.info(
                 f"stacked: these run one task after another, because they have no vectorized form: {', '.join(in_turn)}"
@@ -253,16 +254,21 @@ class Network:
         return compare.not_differentiable_twice(self)
 
     @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Holds the lock; raises ValueError if the model or an optimizer was changed since the network was made."""
+        with self.lock:
+            self.as_made.check()
+            yield
+
+    @contextlib.contextmanager
     def compiling(self) -> Iterator[None]:
-        """Lets one thread at a time call compiled programs in the body of a `with` statement.
+        """Does the same as `unchanged`, for a body that runs compiled programs.
 
         Raises:
-          ValueError: the model or an optimizer was changed since the network was made; or, in one line, TensorFlow
-            cannot trace the code, or XLA cannot compile it (if stacked).
+          ValueError: also, in one line, if TensorFlow cannot trace the code, or XLA cannot compile it (if stacked).
         """
-        self.as_made.check()
         try:
-            with self._one_call:
+            with self.unchanged():
                 yield
         except tf.errors.OperatorNotAllowedInGraphError as error:
             raise ValueError(

@@ -64,7 +64,6 @@ class State(dict[str, tf.Variable]):
             raise ValueError(f"the state is from another network or optimizer: it has {theirs}, not {ours}")
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Sets the variables to a result of `arrays`; raises ValueError if names or shapes differ."""
-        self.check(arrays)
+        """Sets the variables to a result of `arrays` that has passed `check`."""
         for name, variable in self.items():
             variable.assign(tf.cast(arrays[name], variable.dtype))

@@ -114,6 +114,10 @@ def _of_learner(
     learner: "MetaLearner", inner_steps: int
 ) -> tuple["keras.Sequential", list[np.ndarray], dict[str, bytes]]:
     """Returns the exported model, its second moments, and the learner's files by name, except the reference."""
+    try:
+        learner.network.as_made.check()
+    except ValueError as error:
+        raise UserError(str(error)) from error
     _check_trainable(learner.model)
     _check_loss(learner)
     model, kept = _without_idle_biases(learner.model)

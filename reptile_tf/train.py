@@ -17,7 +17,7 @@ from reptile_tf.data.image_classes import ImageClasses
 from reptile_tf.distributed.cluster import ALONE, Cluster
 from reptile_tf.errors import UserError
 from reptile_tf.evaluate import Accuracy, Evaluator
-from reptile_tf.learners import make_learner, restore, take_from_chief
+from reptile_tf.learners import make_learner, restore, set_fixed, take_from_chief
 from reptile_tf.meta import MetaLearner
 from reptile_tf.network import Loss, cross_entropy
 from reptile_tf.origin import Origin
@@ -97,7 +97,8 @@ def meta_train(
             f"tasks, not {type(classes).__name__}"
         )
     given = classes if isinstance(classes, ImageClasses) else None
-    learner = make_learner(model, settings, 1.0 if given is None else given.scale, stacked, cluster, loss)
+    scale = 1.0 if given is None else given.scale
+    learner = make_learner(model, settings, scale, stacked, cluster, loss)
     learner.origin = Origin.of_run(settings, origin.pixels(given))
     folder = folder if cluster.is_chief else None
     split: dict[str, ImageClasses] = {}
@@ -110,7 +111,7 @@ def meta_train(
             images, drawable = feed.images_on_gpu(drawable)
         sampler: Sampler = functools.partial(tasks.training_tasks, drawable, **settings.training_arguments())
     else:
-        sampler = classes
+        sampler = functools.partial(_copies, classes)
     if held_out is not None:
         checks.prepared_alike(learner.origin, learner.scale, held_out)
         held_out = tasks.with_enough(held_out, settings.classes, settings.shots + 1, "validation")
@@ -126,8 +127,12 @@ def meta_train(
             checkpoint = folder.load()
         if checkpoint is None:
             checkpoint = Checkpoint(0, 0.0, learner.state(), np.zeros([0, 3]))
-        elif checkpoint.iteration:
-            log.info(f"resuming from meta-iteration {checkpoint.iteration}")
+        else:
+            if checkpoint.iteration:
+                log.info(f"resuming from meta-iteration {checkpoint.iteration}")
+            if set_fixed(model, checkpoint):
+                known, learner = learner.origin, make_learner(model, settings, scale, stacked, cluster, loss)
+                learner.origin = known
         restore(learner, checkpoint)
         if cluster.count > 1:
             checkpoint = checkpoint._replace(iteration=take_from_chief(learner, checkpoint.iteration))
@@ -138,6 +143,12 @@ def meta_train(
         finally:
             learner.update_model()
     return learner
+
+
+def _copies(sampler: Sampler, **numbers: int) -> Tasks:
+    """Returns copies of a sampler's arrays, which it may fill again before they are used."""
+    drawn = sampler(**numbers)
+    return tf.nest.map_structure(np.array, drawn) if isinstance(drawn, Tasks) else drawn
 
 
 def _validation(learner: MetaLearner, classes: ImageClasses, settings: Settings) -> Callable[[int], np.ndarray]:
@@ -185,7 +196,7 @@ def _train(
         drawn = sampler(iteration=iteration, first=first, count=max(count, 1))
         if not isinstance(drawn, Tasks):
             raise ValueError(f"the function that draws tasks must return rt.tasks.Tasks, not {type(drawn).__name__}")
-        return tf.nest.map_structure(np.array, drawn)  # copies: a sampler may fill the same arrays again
+        return drawn
 
     every = settings.eval_interval if validate or callback else settings.meta_iters
     alone = [1] if cluster.count > 1 else []  # workers can only exchange between compiled calls

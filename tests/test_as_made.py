@@ -7,9 +7,10 @@ import threading
 import keras
 import numpy as np
 import pytest
+import waiting
 
 import reptile_tf as rt
-from reptile_tf import heads, tasks, tfjs
+from reptile_tf import heads, layers, tasks, tfjs
 from reptile_tf.errors import UserError
 from reptile_tf.evaluate import Evaluator
 
@@ -92,6 +93,56 @@ def test_a_layer_that_is_frozen_for_a_while_may_be_used_again():
     one.step(TASKS, 0.1)
 
 
+def test_a_change_that_is_undone_leaves_nothing_behind():
+    """What a refused call had made for a changed optimizer or model would be used by the next call."""
+    groups = {i: RNG.normal(size=(20, 4)).astype(np.float32) for i in range(8)}
+    classes = rt.ImageClasses.from_groups(groups)
+    drawn = tasks.evaluation_tasks(classes, way=3, shots=2, batch=3, steps=2, seed=0, count=1)
+    one, other = learner(), learner()
+    uses = [
+        lambda one: one.adapt(X, Y).outputs(X),
+        lambda one: one.adapt(X, FOUR).outputs(X),
+        lambda one: Evaluator.of(one, 1).logits(drawn),
+    ]
+    for change, undo in (
+        (
+            lambda: setattr(one.inner_optimizer, "clipvalue", 1e-3),
+            lambda: setattr(one.inner_optimizer, "clipvalue", None),
+        ),
+        (lambda: setattr(one.model, "trainable", False), lambda: setattr(one.model, "trainable", True)),
+    ):
+        change()
+        for use in uses:
+            with pytest.raises(ValueError, match="make a new learner"):
+                use(one)
+        undo()
+    one.inner_optimizer.momentum = float("0.0")  # an equal value
+    for use in uses:
+        np.testing.assert_array_equal(use(one), use(other))
+
+
+def test_a_learner_that_is_made_while_a_model_is_traced_is_as_good_as_any():
+    model = network(L.Dropout(0.5))
+    made = []
+    thread = threading.Thread(target=lambda: made.append(learner(model)))
+    with layers.standing_in(model, classifying=True):  # as another thread does that traces the model
+        thread.start()
+        thread.join(0.2)
+    thread.join()
+    made[0].step(TASKS._replace(seed=np.zeros([1, 2], np.int32)), 0.1)
+
+
+def test_a_subclass_or_a_notebook_may_add_attributes():
+    class Noting(rt.MetaLearner):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.history = []
+
+    one = Noting(network(), SGD(0.1), SGD())
+    one.note = "the first"
+    assert (one.history, one.note) == ([], "the first")
+
+
 def test_a_layer_of_the_users_own_may_remember_what_it_likes():
     class Counting(L.Layer):
         calls = 0
@@ -135,6 +186,37 @@ def test_threads_may_share_a_learner():
     assert all(map(all, found))
 
 
+def test_calls_wait_for_one_that_runs(monkeypatch):
+    one = learner()
+    few = one.adapt(X, Y)
+    expected = few.weights
+    (adapter,) = one._adapters.values()
+    program_of, entered, released = adapter._program, threading.Event(), threading.Event()
+
+    def held_up(task):
+        def program(*arguments):
+            entered.set()
+            assert released.wait(waiting.LIMIT)
+            return program_of(task)(*arguments)
+
+        return program
+
+    monkeypatch.setattr(adapter, "_program", held_up)
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(one.adapt(X, Y).weights))]
+    threads[0].start()
+    assert entered.wait(waiting.LIMIT)
+    for use in one.state, one.update_model, lambda: few.outputs(X), lambda: one.meta_gradients(TASKS):
+        threads.append(threading.Thread(target=use))
+        threads[-1].start()
+        threads[-1].join(0.2)  # not waited for: a thread that did not wait would end by then
+    assert all(thread.is_alive() for thread in threads)
+    released.set()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_array_equal(found[0], expected)
+
+
 def normalized():
     layer = L.Normalization()
     layer.adapt(5 + 3 * X)
@@ -142,7 +224,7 @@ def normalized():
 
 
 def frozen():
-    model = network(L.Dense(4, name="body"))
+    model = network(L.Dense(4, name="body", kernel_initializer=keras.initializers.GlorotUniform(seed=1)))
     model.get_layer("body").trainable = False
     return model
 
@@ -161,7 +243,13 @@ def half():
     return keras.Sequential([L.Input((4,)), *dense])
 
 
-MODELS = {"frozen": frozen, "normalized": normalized, "averaged": averaged, "half": half}
+def binned():
+    layer = L.Discretization(num_bins=3, output_mode="one_hot")
+    layer.adapt(X)
+    return keras.Sequential([L.Input((4,)), layer, L.Flatten(), L.Dense(3)])
+
+
+MODELS = {"frozen": frozen, "normalized": normalized, "averaged": averaged, "half": half, "binned": binned}
 
 
 @pytest.mark.parametrize("make", MODELS)
@@ -175,15 +263,31 @@ def test_a_folder_keeps_the_weights_that_are_not_trained(make, tmp_path):
     np.testing.assert_array_equal(loaded.adapt(X, Y).outputs(X), one.adapt(X, Y).outputs(X))
 
 
-def test_a_run_that_is_resumed_with_another_frozen_body_has_its_own(tmp_path):
+@pytest.mark.parametrize("kind", ["frozen", "normalized"])
+def test_a_run_that_is_resumed_has_its_own_frozen_weights_again(kind, tmp_path):
     groups = {i: (5 * np.eye(4)[i % 4] + RNG.normal(size=(20, 4))).astype(np.float32) for i in range(8)}
     classes, folder = rt.ImageClasses.from_groups(groups), rt.RunFolder(tmp_path)
-    settings = rt.Settings(classes=3, shots=1, train_shots=2, inner_iters=2, inner_batch=3, meta_batch=1, meta_iters=2)
-    expected = rt.meta_train(frozen(), classes, settings, folder=folder).model
-    other = frozen()
-    other.get_layer("body").kernel.assign(-other.get_layer("body").kernel)
-    resumed = rt.meta_train(other, classes, settings, folder=folder).model
-    np.testing.assert_array_equal(resumed(X), expected(X))
+    settings = rt.Settings(
+        classes=3, shots=1, train_shots=2, inner_iters=2, inner_batch=3, meta_batch=1, meta_iters=2, save_interval=1,
+        eval_interval=1,
+    )  # fmt: skip
+
+    def interrupt(done, *_):
+        if done == 2:
+            raise InterruptedError
+
+    whole = rt.meta_train(MODELS[kind](), classes, settings)
+    with pytest.raises(InterruptedError):
+        rt.meta_train(MODELS[kind](), classes, settings, folder=folder, callback=interrupt)
+    other = MODELS[kind]()
+    if kind == "frozen":
+        other.get_layer("body").kernel.assign(-other.get_layer("body").kernel)
+    else:
+        other.layers[0].adapt(X)
+    resumed = rt.meta_train(other, classes, settings, folder=folder)
+    for name, value in whole.state().items():
+        np.testing.assert_array_equal(resumed.state()[name], value, err_msg=name)
+    np.testing.assert_array_equal(resumed.model(X), whole.model(X))
 
 
 def test_a_state_of_another_normalization_is_refused():
@@ -191,7 +295,7 @@ def test_a_state_of_another_normalization_is_refused():
     other.layers[0].adapt(X)
     one = learner(other)
     before = one.state()
-    with pytest.raises(ValueError, match="was adapted to other data: adapt it to the same, or load"):
+    with pytest.raises(ValueError, match="was adapted to other data, or in other batches: adapt it in the same way"):
         one.restore(state)
     for name, value in one.state().items():
         np.testing.assert_array_equal(value, before[name])
@@ -265,6 +369,8 @@ def test_classes_that_are_prepared_in_another_way_are_refused():
     of_bytes, of_floats = (rt.meta_train(network(), classes, settings) for classes in (whole, unit))
     rt.meta_test(of_bytes, whole, settings)
     rt.meta_test(of_bytes, rt.ImageClasses.from_groups(groups), settings)  # the scale is the learner's
+    last_is_empty = rt.ImageClasses.from_groups(groups | {"none": np.zeros([0, 4], np.uint8)})
+    rt.meta_test(of_bytes, last_is_empty, settings)
     with pytest.raises(ValueError, match="which the learner itself scales: multiply them by 255"):
         rt.meta_test(of_bytes, unit, settings)
     with pytest.raises(
@@ -307,7 +413,7 @@ def test_numbers_that_do_not_fit_are_refused():
         (lambda: one.steps([], []), "at least one"),
         (lambda: one.step(TASKS._replace(minibatches=TASKS.minibatches[0]), 0.1), "minibatches must be indices"),
         (lambda: one.step(TASKS._replace(minibatches=np.tile(TASKS.minibatches, (2, 1, 1))), 0.1), "minibatches must"),
-        (lambda: one.step(TASKS._replace(query=np.tile(TASKS.minibatches, (2, 1, 1))), 0.1), "minibatches must be"),
+        (lambda: one.step(TASKS._replace(query=np.tile(TASKS.minibatches, (2, 1, 1))), 0.1), "query must be"),
         (lambda: rt.partial_sum([]), "step numbers from 1 on, not"),
         (lambda: rt.partial_sum([0, 1]), "step numbers from 1 on, not"),
         (lambda: learner(meta_gradient=rt.partial_sum([9])).step(TASKS, 0.1), "there is no step 9 to sum: .* 4 inner"),

@@ -34,18 +34,24 @@ COMMAND = [
 ]  # fmt: skip
 
 
-# Runs a script that kills itself when it has written a share (argv[3]) of the first checkpoint from argv[2] on.
-DIES_IN_WRITING = """
-import os, pathlib, re, runpy, signal, sys
+# Runs a script that kills itself at the first checkpoint from argv[2] on: when a share of it, argv[3], is written, or
+# argv[3] - 1 seconds later if that is 1 or more.
+DIES = """
+import os, pathlib, re, runpy, signal, sys, threading
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
 
 def dying(path, content):
     found = re.match(r"[.]checkpoint-([0-9]+)", path.name)
     if found and int(found[1]) >= int(iteration):
-        real(path, content[: int(float(share) * len(content))])
-        os.kill(os.getpid(), signal.SIGKILL)
+        if float(moment) < 1:
+            real(path, content[: int(float(moment) * len(content))])
+            die()
+        threading.Timer(float(moment) - 1, die).start()
     return real(path, content)
 
-script, iteration, share, *arguments = sys.argv[1:]
+script, iteration, moment, *arguments = sys.argv[1:]
 real, pathlib.Path.write_bytes = pathlib.Path.write_bytes, dying
 sys.argv = [script, *arguments]
 runpy.run_path(script, run_name="__main__")
@@ -53,10 +59,10 @@ runpy.run_path(script, run_name="__main__")
 
 
 def start(folder, meta_iters, dies=()):
-    """Starts a run; `dies` is the meta-iteration and the share of its checkpoint at which it kills itself."""
+    """Starts a run; `dies` gives DIES its arguments: the meta-iteration and the moment at which it kills itself."""
     python, *command = COMMAND
     if dies:
-        command = ["-c", DIES_IN_WRITING, command[0], *map(str, dies), *command[1:]]
+        command = ["-c", DIES, command[0], *map(str, dies), *command[1:]]
     command = [python, *command, f"--checkpoint={folder}", f"--meta-iters={meta_iters}"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -94,13 +100,8 @@ def test_killed_at_random_moments_training_ends_with_the_same_weights(tmp_path, 
     for kill in range(KILLS):
         before = newest(folder)
         iteration = before + SAVE_INTERVAL * int(rng.integers(1, 5))
-        if kill % 2:
-            process = start(folder, meta_iters)
-            wait_for(folder, iteration, process)
-            time.sleep(rng.uniform(0, 0.05))
-            process.kill()
-        else:
-            process = start(folder, meta_iters, dies=(iteration, rng.uniform()))
+        moment = 1 + rng.uniform(0, 0.05) if kill % 2 else rng.uniform()
+        process = start(folder, meta_iters, dies=(iteration, moment))
         output, _ = process.communicate(timeout=waiting.LIMIT)
         assert process.returncode == -signal.SIGKILL, output
         in_writing += unfinished(folder)
