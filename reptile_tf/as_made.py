@@ -19,8 +19,8 @@ _PLAIN = (bool, int, float, str)
 class AsMade:
     """What a model and optimizers were when a learner was made of them.
 
-    Noted are the model's layers, which of them and of its variables are frozen, and the attributes of Keras's own
-    layers and optimizers. Those of a user's own layer are not, because its calls may change them.
+    Noted are the model's layers, which of them and of its variables are frozen, and the public attributes of Keras's
+    own layers and optimizers. Those of a user's own layer are not, because its calls may change them.
 
     Args:
       model: a built Keras model.

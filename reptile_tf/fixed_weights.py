@@ -33,7 +33,8 @@ def assign(model: keras.Model, state: Mapping[str, np.ndarray]) -> bool:
     Raises:
       ValueError: the state is from a model with other weights.
     """
-    pairs, changed = _pairs(model, state), _other_statistics(model, state)
+    pairs = _pairs(model, state)
+    changed = _other_statistics(model, pairs)
     for weight, value in pairs:
         weight.assign(value)
     for layer in changed:
@@ -44,7 +45,7 @@ def assign(model: keras.Model, state: Mapping[str, np.ndarray]) -> bool:
 def restore(model: keras.Model, state: Mapping[str, np.ndarray]) -> None:
     """Sets the weights of a learner's model; raises ValueError as `assign` does, or if statistics differ."""
     pairs = _pairs(model, state)
-    if changed := _other_statistics(model, state):
+    if changed := _other_statistics(model, pairs):
         raise ValueError(
             f"layer {changed[0].name} was adapted to other data, or in other batches: adapt it in the same way before "
             "the learner is made"
@@ -70,8 +71,14 @@ def _shapes(items: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(item.shape) for name, item in items.items()}
 
 
-def _other_statistics(model: keras.Model, state: Mapping[str, np.ndarray]) -> list[keras.layers.Normalization]:
-    """Returns the Normalization layers whose weights differ from those in the state."""
-    differing = {id(w) for w, value in _pairs(model, state) if not np.array_equal(array_of(w), value)}
+def _other_statistics(
+    model: keras.Model, pairs: list[tuple[keras.Variable, np.ndarray]]
+) -> list[keras.layers.Normalization]:
+    """Returns the Normalization layers that have a weight with another value than in `pairs`."""
+    values = {id(weight): value for weight, value in pairs}
     normalizations = [one for one in model._flatten_layers() if isinstance(one, keras.layers.Normalization)]
-    return [layer for layer in normalizations if any(id(weight) in differing for weight in layer.weights)]
+    return [
+        layer
+        for layer in normalizations
+        if any(id(w) in values and not np.array_equal(array_of(w), values[id(w)]) for w in layer.weights)
+    ]

@@ -34,7 +34,7 @@ class Adaptation:
     ):
         self._network = network
         self._weight_decay = weight_decay
-        self._is_plain_sgd = _is_plain_sgd(optimizer)
+        self._is_plain_sgd = has_only(optimizer, keras.optimizers.SGD)
         self._optimizer = copy_of(optimizer, _rate_of(optimizer))
         self._decayed = self._take_over_decay(optimizer, excluded)
         self._passed_over = _passed_over(network)
@@ -179,12 +179,12 @@ def _passed_over(network: Network) -> tf.Tensor | None:
     return network.flatten([tf.fill(v.shape, float(not on)) for v, on in pairs]) > 0
 
 
-def _is_plain_sgd(optimizer: keras.Optimizer) -> bool:
-    """Returns whether an optimizer is SGD with a constant learning rate and no other option set."""
+def has_only(optimizer: keras.Optimizer, kind: type[keras.Optimizer], **settings: Any) -> bool:
+    """Returns whether an optimizer is of a class, with a number as learning rate and no other settings than these."""
     config = optimizer.get_config()
-    if type(optimizer) is not keras.optimizers.SGD or not isinstance(config["learning_rate"], float):
+    if type(optimizer) is not kind or not isinstance(config["learning_rate"], float):
         return False
-    return config == keras.optimizers.SGD(config["learning_rate"], name=config["name"]).get_config()
+    return config == kind(config["learning_rate"], name=config["name"], **settings).get_config()
 
 
 def _samples(tasks: Tasks, samples: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

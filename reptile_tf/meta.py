@@ -46,8 +46,8 @@ class MetaLearner:
         learner is made, it refuses to run if layers were added, frozen or unfrozen, or if a setting of a layer or an
         optimizer was changed.
       inner_optimizer: elementwise stock Keras optimizer of the inner loop. Training never resets its moments: they
-        carry over from task to task. The paper uses Adam with beta_1 = 0. A number assigned to its
-        learning rate later holds from the next step on.
+        carry over from task to task. The paper uses Adam with beta_1 = 0. A number assigned to its learning rate later
+        holds from the next step on.
       outer_optimizer: elementwise stock Keras optimizer that applies the meta-gradient. Every step sets its learning
         rate. Plain SGD is the paper's interpolation.
       meta_gradient: `reptile`, `foml`, `maml`, a `partial_sum`, or a function with the same signature.

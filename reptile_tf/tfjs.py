@@ -197,13 +197,12 @@ def _optimizer_of(learner: "MetaLearner", kept: list[bool]) -> tuple[dict[str, A
     """Returns the inner optimizer's settings and, for Adam, its second moments in the order of the exported weights."""
     import keras
 
-    kind, config = type(learner.inner_optimizer).__name__.lower(), learner.inner_optimizer.get_config()
-    rate, plain = config["learning_rate"], None
-    if kind == "sgd" and isinstance(rate, float):
-        plain = keras.optimizers.SGD(rate)
-    elif kind == "adam" and isinstance(rate, float):
-        plain = keras.optimizers.Adam(rate, beta_1=0.0, beta_2=config["beta_2"], epsilon=config["epsilon"])
-    if not plain or config != plain.get_config() | {"name": config["name"]}:
+    from reptile_tf.inner_loop import has_only
+
+    optimizer = learner.inner_optimizer
+    kind, config = type(optimizer).__name__.lower(), optimizer.get_config()
+    of_adam = {"beta_1": 0.0} | {name: config.get(name) for name in ("beta_2", "epsilon")}
+    if not has_only(optimizer, keras.optimizers.SGD) and not has_only(optimizer, keras.optimizers.Adam, **of_adam):
         raise UserError(
             "the inner optimizer does not export: only SGD and Adam with beta_1 = 0 do, with a number as learning rate "
             "and no other setting"

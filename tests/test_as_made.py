@@ -183,7 +183,7 @@ def test_calls_wait_for_one_that_runs(monkeypatch):
     for use in one.state, one.update_model, lambda: few.outputs(X), lambda: one.meta_gradients(TASKS):
         threads.append(threading.Thread(target=use))
         threads[-1].start()
-        threads[-1].join(0.2)  # not waited for: a thread that did not wait would end by then
+        threads[-1].join(0.2)  # time enough to end, for one that does not wait
     assert all(thread.is_alive() for thread in threads)
     released.set()
     for thread in threads:
